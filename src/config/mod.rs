@@ -1,0 +1,105 @@
+//! What `serve` runs with: flags, environment and file merged and parsed into final types.
+
+pub mod etcd;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+
+pub use self::etcd::{EtcdConfig, EtcdUser, Password};
+use crate::route::settings::Balance;
+
+/// The whole configuration of one instance.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `--listen`, in the order given.
+    pub listeners: Vec<ListenerConfig>,
+    /// `--tls-dir`: certificates chosen by SNI, for every https listener.
+    pub tls_dir: Option<PathBuf>,
+    /// `--etcd` and its companions, or `--hosts-dir`.
+    pub source: SourceConfig,
+    /// `--prefix`; always starts and ends in `/`.
+    pub prefix: String,
+    /// `--balance`: for routes that don't say.
+    pub balance: Balance,
+    /// `--workers`: data-plane threads.
+    pub workers: usize,
+    /// `--admin`.
+    pub admin: SocketAddr,
+    /// `--trusted-proxies`: whose `X-Forwarded-*` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// `--upstream-deny`: never dialled; the admin address is refused besides.
+    pub upstream_deny: Vec<IpNet>,
+    /// `--access-log`; `None` for off.
+    pub access_log: Option<AccessLogConfig>,
+    /// `--drain-delay`.
+    pub drain_delay: Duration,
+    /// `--drain-timeout`.
+    pub drain_timeout: Duration,
+    /// `--log`: a tracing filter.
+    pub log: String,
+    /// `--log-format`.
+    pub log_format: LogFormat,
+}
+
+/// One `--listen URL`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Where to accept.
+    pub address: SocketAddr,
+    /// `https`: serve TLS.
+    pub tls: Option<ListenerTls>,
+}
+
+/// The TLS part of a listener. With neither pair, certificates come from `--tls-dir` alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// `cert=` and `key=`: PEM files; used when no name of `--tls-dir` fits.
+    pub certificate: Option<CertificateFiles>,
+}
+
+/// A certificate chain and its private key, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Where routes come from.
+#[derive(Clone, Debug)]
+pub enum SourceConfig {
+    /// An etcd cluster.
+    Etcd(EtcdConfig),
+    /// `--hosts-dir`.
+    Directory(PathBuf),
+}
+
+/// `--access-log FORMAT[:PATH]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// How a line looks.
+    pub format: AccessLogFormat,
+    /// Where it goes; standard output when absent.
+    pub path: Option<PathBuf>,
+}
+
+/// How an access log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object a line.
+    Json,
+    /// The NCSA combined format.
+    Combined,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

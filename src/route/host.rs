@@ -1,0 +1,5 @@
+//! Host patterns.
+
+/// (skeleton)
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPattern;

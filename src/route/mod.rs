@@ -1,0 +1,64 @@
+//! Routes: what a key means, and which route a request belongs to. Pure values; no I/O, no tokio.
+
+pub mod host;
+pub mod key;
+pub mod path;
+pub mod settings;
+pub mod table;
+pub mod value;
+
+use std::sync::Arc;
+
+pub use host::HostPattern;
+pub use path::PathPrefix;
+pub use settings::Settings;
+pub use table::Table;
+
+use crate::{
+    telemetry::metrics::RouteMetrics,
+    upstream::{Upstream, balancer::Balancer},
+};
+
+/// The etcd revision a table corresponds to (with the directory source: a counter of the process).
+pub type Revision = i64;
+
+/// A host plus an optional path prefix; owns members, a balancer and settings. Immutable: a change builds a new one.
+#[derive(Debug)]
+pub struct Route {
+    /// Which hosts it serves.
+    pub host: HostPattern,
+    /// Which paths of the host it serves; empty for all.
+    pub prefix: PathPrefix,
+    /// Host and prefix as one text, `blog.example.com/api`: for logs, metrics and `explain`.
+    pub name: Arc<str>,
+    /// `@settings` of this route, defaults filled in.
+    pub settings: Settings,
+    /// The `@settings` key in force, and its mod_revision.
+    pub settings_key: Option<KeyVersion>,
+    /// Its upstreams, ordered by key.
+    pub members: Vec<Member>,
+    /// Picks one of `members` for a request.
+    pub balancer: Balancer,
+    /// Its counters, resolved once.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// An upstream as one route sees it.
+#[derive(Debug)]
+pub struct Member {
+    /// The upstream, shared with other routes.
+    pub upstream: Arc<Upstream>,
+    /// The share of requests it gets, relative to its siblings; 0 gets none.
+    pub weight: u32,
+    /// The key it comes from.
+    pub key: KeyVersion,
+}
+
+/// A key and the revision that last changed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyVersion {
+    /// The whole key, as stored.
+    pub key: Arc<str>,
+    /// Its mod_revision.
+    pub mod_revision: Revision,
+}

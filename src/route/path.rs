@@ -1,0 +1,5 @@
+//! Path prefixes.
+
+/// (skeleton)
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PathPrefix;

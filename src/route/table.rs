@@ -1,0 +1,5 @@
+//! The routing table.
+
+/// (skeleton)
+#[derive(Default)]
+pub struct Table;

@@ -1,0 +1,5 @@
+//! What an operator sees: metrics, the access log, the process's own log.
+
+pub mod access_log;
+pub mod logging;
+pub mod metrics;

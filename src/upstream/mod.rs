@@ -1,0 +1,167 @@
+//! Upstreams: who they are, and what is known of each across routes and workers.
+//!
+//! An upstream's identity is its address plus its dialling options. As long as any table or running request
+//! holds its [`Upstream`], it lives; when the last holder lets go, each worker's next sweep closes the idle
+//! connections it still has to it (see [`pool`]).
+
+pub mod address;
+pub mod balancer;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, Weak},
+};
+
+pub use address::{Address, Endpoint};
+
+use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
+
+/// What makes two upstreams the same one: where it is and how it is dialled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Where to connect.
+    pub endpoint: Endpoint,
+    /// TLS towards the upstream, if its key asks for it.
+    pub tls: Option<TlsOptions>,
+    /// The HTTP version spoken to it.
+    pub protocol: Protocol,
+}
+
+/// `"tls"` of an upstream's value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TlsOptions {
+    /// The name sent as SNI and verified; the host part of the address when absent.
+    pub sni: Option<Box<str>>,
+    /// A PEM file of certificate authorities; the system's own when absent.
+    pub ca: Option<Box<str>>,
+    /// Accept any certificate.
+    pub insecure: bool,
+}
+
+/// `"protocol"` of an upstream's value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1 through our own codec.
+    #[default]
+    Http1,
+    /// HTTP/2, by prior knowledge or ALPN.
+    H2,
+}
+
+/// One upstream, shared by every route that names it.
+pub struct Upstream {
+    /// Where it is and how it is dialled.
+    pub identity: Identity,
+    /// Its place in each worker's pools.
+    pub slot: Slot,
+    /// Its address as text, for logs, `Proxy-Status` and metrics.
+    pub name: Arc<str>,
+    /// Its counters, resolved once.
+    pub metrics: Arc<UpstreamMetrics>,
+    slots: Arc<Slots>,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Upstream").field(&self.name).finish()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.slots.free(self.slot);
+    }
+}
+
+/// A dense index into per-worker tables, with a generation that tells a reused index from its former owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The index; small, because freed ones are reused.
+    pub index: u32,
+    /// Grows with each reuse of the index.
+    pub generation: u32,
+}
+
+#[derive(Default)]
+struct Slots {
+    state: Mutex<SlotState>,
+}
+
+#[derive(Default)]
+struct SlotState {
+    next: u32,
+    free: Vec<Slot>,
+}
+
+impl Slots {
+    fn allocate(&self) -> Slot {
+        let mut state = self
+            .state
+            .lock()
+            .expect("no code panics while holding this lock");
+        state.free.pop().unwrap_or_else(|| {
+            let index = state.next;
+            state.next += 1;
+            Slot {
+                index,
+                generation: 0,
+            }
+        })
+    }
+
+    fn free(&self, slot: Slot) {
+        let mut state = self
+            .state
+            .lock()
+            .expect("no code panics while holding this lock");
+        state.free.push(Slot {
+            index: slot.index,
+            generation: slot.generation.wrapping_add(1),
+        });
+    }
+}
+
+/// Hands out one [`Upstream`] per [`Identity`]; the publisher owns it.
+pub struct Registry {
+    known: HashMap<Identity, Weak<Upstream>>,
+    slots: Arc<Slots>,
+    metrics: Arc<Metrics>,
+    /// Size of `known` at which dead entries are swept.
+    sweep_at: usize,
+}
+
+impl Registry {
+    /// An empty registry whose upstreams count in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            known: HashMap::new(),
+            slots: Arc::default(),
+            metrics,
+            sweep_at: 1024,
+        }
+    }
+
+    /// The upstream of this identity: the living one, else a new one.
+    pub fn upstream(&mut self, identity: &Identity) -> Arc<Upstream> {
+        if let Some(upstream) = self.known.get(identity).and_then(Weak::upgrade) {
+            return upstream;
+        }
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|_, upstream| upstream.strong_count() > 0);
+            self.sweep_at = (self.known.len() * 2).max(1024);
+        }
+        let name: Arc<str> = identity.endpoint.to_string().into();
+        let upstream = Arc::new(Upstream {
+            identity: identity.clone(),
+            slot: self.slots.allocate(),
+            metrics: self.metrics.upstream(&name),
+            name,
+            slots: self.slots.clone(),
+        });
+        self.known
+            .insert(identity.clone(), Arc::downgrade(&upstream));
+        upstream
+    }
+}
