@@ -344,7 +344,7 @@ mod tests {
                 )
             })
             .collect();
-        let expected = [("/h/a", 8), ("/h/b", 10), ("/h/d", 8)];
+        let expected = [("/h/a", 8), ("/h/b", 10), ("/h/c", 3), ("/h/d", 8)];
         assert_eq!(
             found,
             expected.map(|(key, revision)| (key.to_owned(), revision))
