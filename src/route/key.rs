@@ -64,7 +64,9 @@ pub enum BadKey {
     #[error("the key has an empty segment; write single slashes and none at the end")]
     EmptySegment,
     /// `.../@setings`.
-    #[error("{0:?} is not known as a last segment; @settings is the only one that starts with \"@\"")]
+    #[error(
+        "{0:?} is not known as a last segment; @settings is the only one that starts with \"@\""
+    )]
     UnknownSpecial(String),
     /// A bad host.
     #[error(transparent)]
@@ -123,9 +125,21 @@ mod tests {
     #[test]
     fn keys_name_a_route_and_what_of_it() {
         for (key, route, last) in [
-            ("/hosts/blog.example.com/10.0.0.7:4000", "blog.example.com", "10.0.0.7:4000"),
-            ("/hosts/fid.dev/api/127.0.0.1:8000", "fid.dev/api", "127.0.0.1:8000"),
-            ("/hosts/fid.dev/api/v1/127.0.0.1:8000", "fid.dev/api/v1", "127.0.0.1:8000"),
+            (
+                "/hosts/blog.example.com/10.0.0.7:4000",
+                "blog.example.com",
+                "10.0.0.7:4000",
+            ),
+            (
+                "/hosts/fid.dev/api/127.0.0.1:8000",
+                "fid.dev/api",
+                "127.0.0.1:8000",
+            ),
+            (
+                "/hosts/fid.dev/api/v1/127.0.0.1:8000",
+                "fid.dev/api/v1",
+                "127.0.0.1:8000",
+            ),
             ("/hosts/*/app:80", "*", "app:80"),
             ("/hosts/*.Example.com/[::1]:80", "*.example.com", "[::1]:80"),
             ("/hosts/a/unix:%2Frun%2Fa.sock", "a", "unix:%2Frun%2Fa.sock"),
@@ -138,13 +152,21 @@ mod tests {
                 Key::Settings { route } => (route, "@settings".to_owned()),
                 Key::Fleet => panic!("{key} is of a route"),
             };
-            assert_eq!((id.to_string().as_str(), text.as_str()), (route, last), "{key}");
+            assert_eq!(
+                (id.to_string().as_str(), text.as_str()),
+                (route, last),
+                "{key}"
+            );
         }
     }
 
     #[test]
     fn the_fleets_own_keys_are_no_routes() {
-        for key in ["/hosts/@waypost/pulse", "/hosts/@waypost/barriers/1", "/hosts/@x"] {
+        for key in [
+            "/hosts/@waypost/pulse",
+            "/hosts/@waypost/barriers/1",
+            "/hosts/@x",
+        ] {
             assert_eq!(parse("/hosts/", key.as_bytes()), Ok(Key::Fleet), "{key}");
         }
     }
@@ -152,7 +174,10 @@ mod tests {
     #[test]
     fn bad_keys_say_what_is_wrong() {
         for (key, expected) in [
-            ("/hosts/blog.example.com", "names no upstream; write /hosts/blog.example.com/<ip>:<port>"),
+            (
+                "/hosts/blog.example.com",
+                "names no upstream; write /hosts/blog.example.com/<ip>:<port>",
+            ),
             ("/hosts/blog.example.com/api", "names no upstream"),
             ("/hosts/", "empty segment"),
             ("/hosts//10.0.0.7:80", "empty segment"),
@@ -170,15 +195,33 @@ mod tests {
         }
         assert_eq!(parse("/hosts/", b"/hosts/a\xff/b:1"), Err(BadKey::NotUtf8));
         let huge = format!("/hosts/{}/b:1", "a/".repeat(4096));
-        assert!(matches!(parse("/hosts/", huge.as_bytes()), Err(BadKey::TooLong(_))));
+        assert!(matches!(
+            parse("/hosts/", huge.as_bytes()),
+            Err(BadKey::TooLong(_))
+        ));
     }
 
     /// Whatever bytes come from etcd: an answer, never a panic.
     #[test]
     fn no_key_panics() {
         const PIECES: [&[u8]; 17] = [
-            b"/hosts/", b"a", b"/", b":", b"@", b"*", b".", b"[", b"]", b"%", b"\xc3", b"\xff", b"unix:", b"80",
-            "\u{130}".as_bytes(), b"xn--", b"\0",
+            b"/hosts/",
+            b"a",
+            b"/",
+            b":",
+            b"@",
+            b"*",
+            b".",
+            b"[",
+            b"]",
+            b"%",
+            b"\xc3",
+            b"\xff",
+            b"unix:",
+            b"80",
+            "\u{130}".as_bytes(),
+            b"xn--",
+            b"\0",
         ];
         for seed in 0..20_000_usize {
             let mut key = b"/hosts/".to_vec();

@@ -18,7 +18,9 @@ pub enum BadPrefix {
     #[error("the path prefix {0:?} has an empty segment; write single slashes")]
     EmptySegment(String),
     /// `.` or `..`, encoded or not: requests are compared with those resolved.
-    #[error("the path prefix {0:?} has a \".\" or \"..\" segment, which no request's path can match")]
+    #[error(
+        "the path prefix {0:?} has a \".\" or \"..\" segment, which no request's path can match"
+    )]
     DotSegment(String),
     /// `?` or `#`.
     #[error("the path prefix {0:?} has a \"?\" or \"#\", which end a path; write %3F or %23")]
@@ -146,7 +148,9 @@ fn canonical_segment(raw: &str) -> Cow<'_, str> {
     let mut canonical = String::with_capacity(raw.len() + 8);
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
-        let triple = (byte == b'%').then(|| decode_triple(&bytes[at + 1..])).flatten();
+        let triple = (byte == b'%')
+            .then(|| decode_triple(&bytes[at + 1..]))
+            .flatten();
         at += if triple.is_some() { 3 } else { 1 };
         match triple {
             Some(decoded) if is_kept(decoded) && !matches!(decoded, b'/' | b'%') => {

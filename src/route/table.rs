@@ -6,11 +6,7 @@ use std::{cmp::Ordering, collections::BinaryHeap, sync::Arc};
 use foldhash::fast::RandomState;
 use imbl::{GenericHashMap, shared_ptr::DefaultSharedPtr};
 
-use super::{
-    HostPattern, PathPrefix, Revision, Route, RouteId,
-    host::is_address,
-    path::normalise,
-};
+use super::{HostPattern, PathPrefix, Revision, Route, RouteId, host::is_address, path::normalise};
 
 type Hosts = GenericHashMap<Arc<str>, HostRoutes, RandomState, DefaultSharedPtr>;
 
@@ -170,7 +166,10 @@ impl Table {
             page.push(ByName(route));
         }
         let sorted = page.into_sorted_vec();
-        sorted.into_iter().map(|ByName(route)| route.clone()).collect()
+        sorted
+            .into_iter()
+            .map(|ByName(route)| route.clone())
+            .collect()
     }
 }
 

@@ -74,7 +74,10 @@ struct Written {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "expected true, false, or an object of \"sni\", \"ca\" and \"insecure\"")]
+#[serde(
+    untagged,
+    expecting = "expected true, false, or an object of \"sni\", \"ca\" and \"insecure\""
+)]
 enum WrittenTls {
     Switch(bool),
     Options(WrittenTlsOptions),
@@ -142,7 +145,10 @@ impl WrittenTlsOptions {
         if let Some(sni) = &self.sni
             && rustls::pki_types::ServerName::try_from(&**sni).is_err()
         {
-            return Err(BadValue::field("tls.sni", format_args!("{sni:?} is no host name")));
+            return Err(BadValue::field(
+                "tls.sni",
+                format_args!("{sni:?} is no host name"),
+            ));
         }
         if self.ca.as_deref() == Some("") {
             return Err(BadValue::field("tls.ca", "expected the path of a PEM file"));
@@ -180,8 +186,21 @@ mod tests {
     #[test]
     fn what_is_no_json_object_means_defaults() {
         for value in [
-            &b""[..], b" ", b"up", b"true", b"5", b"null", b"[1]", b"\"{}\"", b"{", b"{weight: 5}", b"{} x",
-            b"\xff\xfe", b"{}", b" {} ", b"{\"weight\": null, \"backup\": false, \"tls\": false}",
+            &b""[..],
+            b" ",
+            b"up",
+            b"true",
+            b"5",
+            b"null",
+            b"[1]",
+            b"\"{}\"",
+            b"{",
+            b"{weight: 5}",
+            b"{} x",
+            b"\xff\xfe",
+            b"{}",
+            b" {} ",
+            b"{\"weight\": null, \"backup\": false, \"tls\": false}",
         ] {
             assert_eq!(
                 UpstreamOptions::parse(value),
@@ -225,16 +244,27 @@ mod tests {
             (r#"{"wieght": 5}"#, "unknown field `wieght`"),
             (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
             (r#"{"tls": 5}"#, "tls: expected true, false"),
-            (r#"{"tls": {"sni": "a b"}}"#, "tls.sni: \"a b\" is no host name"),
+            (
+                r#"{"tls": {"sni": "a b"}}"#,
+                "tls.sni: \"a b\" is no host name",
+            ),
             (r#"{"tls": {"cert": "x"}}"#, "tls: expected true, false"),
             (r#"{"protocol": "h3"}"#, "protocol: unknown variant `h3`"),
-            (r#"{"protocol": "h2"}"#, "\"protocol\": \"h2\" is not supported yet"),
+            (
+                r#"{"protocol": "h2"}"#,
+                "\"protocol\": \"h2\" is not supported yet",
+            ),
             (r#"{"backup": true}"#, "\"backup\" is not supported yet"),
             (r#"{"backup": 1}"#, "backup: invalid type"),
-            (r#"{"max_requests": 5}"#, "\"max_requests\" is not supported yet"),
+            (
+                r#"{"max_requests": 5}"#,
+                "\"max_requests\" is not supported yet",
+            ),
             (r#"{"max_requests": "5"}"#, "max_requests: invalid type"),
         ] {
-            let error = UpstreamOptions::parse(value.as_bytes()).expect_err(value).to_string();
+            let error = UpstreamOptions::parse(value.as_bytes())
+                .expect_err(value)
+                .to_string();
             assert!(error.contains(expected), "{value}: {error}");
         }
         assert!(matches!(

@@ -30,7 +30,9 @@ pub enum Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
     /// No `:port` at the end.
-    #[error("{0:?} is no upstream: expected ip:port, [ipv6]:port, name:port, or unix: and a percent-encoded path")]
+    #[error(
+        "{0:?} is no upstream: expected ip:port, [ipv6]:port, name:port, or unix: and a percent-encoded path"
+    )]
     Shape(String),
     /// Not 1 to 65535.
     #[error("upstream {0:?} has no valid port: 1 to 65535 are")]

@@ -137,7 +137,9 @@ impl Written {
                 Some(WrittenBalance::Random) => Some(Balance::Random),
                 _ => None,
             },
-            host_header: self.host_header.map_or(Ok(HostHeader::Preserve), host_header)?,
+            host_header: self
+                .host_header
+                .map_or(Ok(HostHeader::Preserve), host_header)?,
             strip_prefix: self.strip_prefix.unwrap_or(false),
             add_prefix: self.add_prefix.map_or(Ok("".into()), add_prefix)?,
             request_headers: header_rules("request_headers", self.request_headers)?,
@@ -150,8 +152,14 @@ impl Written {
 
     fn refuse_what_is_not_in_force(&self) -> Result<(), BadValue> {
         let not_in_force = [
-            ("\"balance\": \"least-request\"", matches!(self.balance, Some(WrittenBalance::LeastRequest))),
-            ("\"balance\": \"hash\"", matches!(self.balance, Some(WrittenBalance::Hash))),
+            (
+                "\"balance\": \"least-request\"",
+                matches!(self.balance, Some(WrittenBalance::LeastRequest)),
+            ),
+            (
+                "\"balance\": \"hash\"",
+                matches!(self.balance, Some(WrittenBalance::Hash)),
+            ),
             ("\"hash_on\"", self.hash_on.is_some()),
             ("\"sticky\"", self.sticky.is_some()),
             ("\"retries\"", self.retries.is_some()),
@@ -203,13 +211,18 @@ fn add_prefix(text: String) -> Result<Box<str>, BadValue> {
         return bad("does not start with \"/\"");
     };
     let segments = segments.strip_suffix('/').unwrap_or(segments);
-    if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains(['?', '#', '<', '>', '"', '`', '\\', '^', '{', '|', '}']) {
+    if !text.bytes().all(|byte| byte.is_ascii_graphic())
+        || text.contains(['?', '#', '<', '>', '"', '`', '\\', '^', '{', '|', '}'])
+    {
         return bad("has a character that must be percent-encoded in a path");
     }
     if segments.is_empty() {
         return Ok("".into());
     }
-    if segments.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+    if segments
+        .split('/')
+        .any(|segment| matches!(segment, "" | "." | ".."))
+    {
         return bad("has an empty, \".\" or \"..\" segment");
     }
     Ok(format!("/{segments}").into())
@@ -225,10 +238,16 @@ fn header_rules(field: &str, written: Option<WrittenHeaders>) -> Result<HeaderRu
         for (name, value) in fields {
             let name = header_name(&place, &name)?;
             let value = HeaderValue::from_str(&value).map_err(|_| {
-                BadValue::field(&place, format_args!("the value of {name} has control characters"))
+                BadValue::field(
+                    &place,
+                    format_args!("the value of {name} has control characters"),
+                )
             })?;
             if parsed.iter().any(|(other, _)| *other == name) {
-                return Err(BadValue::field(&place, format_args!("{name} stands there twice")));
+                return Err(BadValue::field(
+                    &place,
+                    format_args!("{name} stands there twice"),
+                ));
             }
             parsed.push((name, value));
         }
@@ -265,10 +284,13 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text)
-            .map_err(|error| format!("{text:?} is no duration such as \"5s\" or \"250ms\": {error}"))?;
+        let duration = humantime::parse_duration(text).map_err(|error| {
+            format!("{text:?} is no duration such as \"5s\" or \"250ms\": {error}")
+        })?;
         if duration.is_zero() {
-            return Err(format!("{text:?} is zero; leave the field out for the default"));
+            return Err(format!(
+                "{text:?} is zero; leave the field out for the default"
+            ));
         }
         if duration > MAX_DURATION {
             return Err(format!("{text:?} is over the limit of 7 days"));
@@ -288,7 +310,9 @@ impl FromStr for Size {
             .parse()
             .map_err(|_| format!("{text:?} is no size such as \"64KiB\" or \"10MB\""))?;
         match size.as_u64() {
-            0 => Err(format!("{text:?} is zero; leave the field out for no limit")),
+            0 => Err(format!(
+                "{text:?} is zero; leave the field out for no limit"
+            )),
             bytes => Ok(Self(bytes)),
         }
     }
@@ -301,7 +325,9 @@ impl<'de> Deserialize<'de> for Percent {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
         match u8::deserialize(json)? {
             0..=100 => Ok(Self),
-            more => Err(de::Error::custom(format_args!("{more} is over 100 percent"))),
+            more => Err(de::Error::custom(format_args!(
+                "{more} is over 100 percent"
+            ))),
         }
     }
 }
@@ -382,7 +408,10 @@ mod tests {
         };
         assert_eq!(settings, expected);
         let upstream = parse(br#"{"host_header": "upstream", "add_prefix": "/"}"#).expect("valid");
-        assert_eq!((upstream.host_header, &*upstream.add_prefix), (HostHeader::Upstream, ""));
+        assert_eq!(
+            (upstream.host_header, &*upstream.add_prefix),
+            (HostHeader::Upstream, "")
+        );
     }
 
     #[test]
@@ -397,27 +426,69 @@ mod tests {
             (r#"{"strip_prefix": "yes"}"#, "strip_prefix: invalid type"),
             (r#"{"host_header": "a b"}"#, "host_header: \"a b\""),
             (r#"{"host_header": "a\r\nX: y"}"#, "host_header"),
-            (r#"{"add_prefix": "base"}"#, "add_prefix: \"base\" does not start"),
+            (
+                r#"{"add_prefix": "base"}"#,
+                "add_prefix: \"base\" does not start",
+            ),
             (r#"{"add_prefix": "/a?b"}"#, "add_prefix"),
             (r#"{"add_prefix": "/a//b"}"#, "add_prefix"),
             (r#"{"add_prefix": "/a/../b"}"#, "add_prefix"),
-            (r#"{"request_headers": {"set": {"Host": "x"}}}"#, "request_headers.set: Host may not"),
-            (r#"{"request_headers": {"remove": ["Transfer-Encoding"]}}"#, "request_headers.remove: Transfer-Encoding"),
-            (r#"{"response_headers": {"add": {"Connection": "x"}}}"#, "response_headers.add: Connection"),
-            (r#"{"response_headers": {"add": {"X-A": "a\r\nb"}}}"#, "control characters"),
-            (r#"{"response_headers": {"add": {"X A": "a"}}}"#, "\"X A\" is no header name"),
-            (r#"{"response_headers": {"set": {"X-A": "a", "x-a": "b"}}}"#, "x-a stands there twice"),
-            (r#"{"response_headers": {"append": {}}}"#, "response_headers.append: unknown field"),
-            (r#"{"timeouts": {"connect": 5}}"#, "timeouts.connect: invalid type: integer `5`, expected a duration"),
-            (r#"{"timeouts": {"connect": "-5s"}}"#, "timeouts.connect: \"-5s\""),
-            (r#"{"timeouts": {"idle": "0s"}}"#, "timeouts.idle: \"0s\" is zero"),
-            (r#"{"timeouts": {"request": "9999999h"}}"#, "timeouts.request: \"9999999h\" is over"),
+            (
+                r#"{"request_headers": {"set": {"Host": "x"}}}"#,
+                "request_headers.set: Host may not",
+            ),
+            (
+                r#"{"request_headers": {"remove": ["Transfer-Encoding"]}}"#,
+                "request_headers.remove: Transfer-Encoding",
+            ),
+            (
+                r#"{"response_headers": {"add": {"Connection": "x"}}}"#,
+                "response_headers.add: Connection",
+            ),
+            (
+                r#"{"response_headers": {"add": {"X-A": "a\r\nb"}}}"#,
+                "control characters",
+            ),
+            (
+                r#"{"response_headers": {"add": {"X A": "a"}}}"#,
+                "\"X A\" is no header name",
+            ),
+            (
+                r#"{"response_headers": {"set": {"X-A": "a", "x-a": "b"}}}"#,
+                "x-a stands there twice",
+            ),
+            (
+                r#"{"response_headers": {"append": {}}}"#,
+                "response_headers.append: unknown field",
+            ),
+            (
+                r#"{"timeouts": {"connect": 5}}"#,
+                "timeouts.connect: invalid type: integer `5`, expected a duration",
+            ),
+            (
+                r#"{"timeouts": {"connect": "-5s"}}"#,
+                "timeouts.connect: \"-5s\"",
+            ),
+            (
+                r#"{"timeouts": {"idle": "0s"}}"#,
+                "timeouts.idle: \"0s\" is zero",
+            ),
+            (
+                r#"{"timeouts": {"request": "9999999h"}}"#,
+                "timeouts.request: \"9999999h\" is over",
+            ),
             (r#"{"timeouts": {"total": "5s"}}"#, "unknown field `total`"),
             (r#"{"max_body": "lots"}"#, "max_body: \"lots\" is no size"),
             (r#"{"max_body": "-1"}"#, "max_body"),
             (r#"{"max_body": "0"}"#, "max_body: \"0\" is zero"),
-            (r#"{"sticky": {"ttl": "1h"}}"#, "sticky: missing field `cookie`"),
-            (r#"{"health": {"interval": 5}}"#, "health.interval: invalid type"),
+            (
+                r#"{"sticky": {"ttl": "1h"}}"#,
+                "sticky: missing field `cookie`",
+            ),
+            (
+                r#"{"health": {"interval": 5}}"#,
+                "health.interval: invalid type",
+            ),
             (r#"{"panic_percent": 101}"#, "panic_percent: 101 is over"),
         ] {
             let error = parse(value.as_bytes()).expect_err(value).to_string();
@@ -428,19 +499,41 @@ mod tests {
     #[test]
     fn what_is_not_in_force_is_refused_and_not_ignored() {
         for (value, field) in [
-            (r#"{"balance": "least-request"}"#, "\"balance\": \"least-request\""),
-            (r#"{"balance": "hash", "hash_on": "path"}"#, "\"balance\": \"hash\""),
+            (
+                r#"{"balance": "least-request"}"#,
+                "\"balance\": \"least-request\"",
+            ),
+            (
+                r#"{"balance": "hash", "hash_on": "path"}"#,
+                "\"balance\": \"hash\"",
+            ),
             (r#"{"hash_on": "path"}"#, "\"hash_on\""),
-            (r#"{"sticky": {"cookie": "waypost", "ttl": "1h"}}"#, "\"sticky\""),
-            (r#"{"retries": {"attempts": 2, "on": ["connect"], "budget_percent": 20}}"#, "\"retries\""),
-            (r#"{"health": {"path": "/healthz", "interval": "5s", "expect": "200-399"}}"#, "\"health\""),
-            (r#"{"outlier": {"consecutive_failures": 5, "ejection": "30s"}}"#, "\"outlier\""),
+            (
+                r#"{"sticky": {"cookie": "waypost", "ttl": "1h"}}"#,
+                "\"sticky\"",
+            ),
+            (
+                r#"{"retries": {"attempts": 2, "on": ["connect"], "budget_percent": 20}}"#,
+                "\"retries\"",
+            ),
+            (
+                r#"{"health": {"path": "/healthz", "interval": "5s", "expect": "200-399"}}"#,
+                "\"health\"",
+            ),
+            (
+                r#"{"outlier": {"consecutive_failures": 5, "ejection": "30s"}}"#,
+                "\"outlier\"",
+            ),
             (r#"{"panic_percent": 50}"#, "\"panic_percent\""),
             (r#"{"slow_start": "30s"}"#, "\"slow_start\""),
             (r#"{"max_requests": 1000}"#, "\"max_requests\""),
         ] {
             let error = parse(value.as_bytes()).expect_err(value).to_string();
-            assert_eq!(error, format!("{field} is not supported yet; leave it out"), "{value}");
+            assert_eq!(
+                error,
+                format!("{field} is not supported yet; leave it out"),
+                "{value}"
+            );
         }
     }
 }
