@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::Context;
 use etcd_client::{
     Certificate, Client, ConnectOptions, GetOptions, Identity as ClientIdentity, KvClient,
-    TlsOptions, WatchOptions, WatchStream,
+    TlsOptions, Txn, WatchOptions, WatchStream,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
@@ -23,6 +23,8 @@ use crate::{
 
 /// For every call, and for a watch to be created.
 pub const CALL_TIME: Duration = Duration::from_secs(3);
+/// For a command to find an endpoint that answers.
+const ANSWER_TIME: Duration = Duration::from_secs(4);
 /// Below 5 s etcd answers with GOAWAY.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIME: Duration = Duration::from_secs(5);
@@ -79,6 +81,32 @@ impl Connector {
         }
     }
 
+    /// A connection to the first endpoint that answers, for a command that a person waits for: all of them together
+    /// have [`ANSWER_TIME`].
+    ///
+    /// # Errors
+    ///
+    /// Names every endpoint and why it didn't answer.
+    pub async fn answering(&self, prefix: &str) -> anyhow::Result<Connection> {
+        let each = ANSWER_TIME / u32::try_from(self.endpoints().len()).unwrap_or(u32::MAX);
+        let mut failures = Vec::new();
+        for endpoint in self.endpoints() {
+            let attempt = async {
+                let connection = self.connect(endpoint).await?;
+                connection.answers(prefix).await.map(|()| connection)
+            };
+            match tokio::time::timeout(each, attempt).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(fault)) => failures.push(format!("{endpoint}: {fault}")),
+                Err(_) => failures.push(format!("{endpoint}: no answer within {each:?}")),
+            }
+        }
+        anyhow::bail!(
+            "etcd does not answer; nothing is written. {} (name the endpoints with --etcd)",
+            failures.join("; ")
+        )
+    }
+
     fn tls_options(&self) -> anyhow::Result<TlsOptions> {
         let mut tls = TlsOptions::new();
         tls = match &self.config.ca {
@@ -108,6 +136,15 @@ impl Connector {
     }
 }
 
+/// The end of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Whether its conditions were met.
+    pub succeeded: bool,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
 /// A client of one member.
 pub struct Connection {
     client: Client,
@@ -115,9 +152,38 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The client itself, for commands that write.
-    pub fn client(&self) -> Client {
-        self.client.clone()
+    /// Commits a transaction.
+    ///
+    /// # Errors
+    ///
+    /// What etcd says; without an answer the transaction may have been committed or not.
+    pub async fn commit(&self, txn: Txn) -> anyhow::Result<Committed> {
+        let mut kv = self.kv.clone();
+        let answer = match bounded("the transaction", kv.txn(txn)).await {
+            Err(Fault::Silent(message)) => {
+                anyhow::bail!(
+                    "{message}; whether it was committed is not known: look before trying again"
+                )
+            }
+            answer => answer?,
+        };
+        Ok(Committed {
+            succeeded: answer.succeeded(),
+            revision: answer
+                .header()
+                .map_or(0, etcd_client::ResponseHeader::revision),
+        })
+    }
+
+    /// Whether anybody is there. A linearizable read; what it finds doesn't matter.
+    async fn answers(&self, prefix: &str) -> Result<(), Fault> {
+        let mut kv = self.kv.clone();
+        let options = GetOptions::new().with_count_only();
+        match bounded("connecting", kv.get(prefix, Some(options))).await {
+            // Who may write need not have the right to read.
+            Err(Fault::Refused(message)) if message.contains("permission denied") => Ok(()),
+            answer => answer.map(|_| ()),
+        }
     }
 
     /// One page below the prefix that ends at `range_end`.
