@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, ErrorKind},
+    io::{BufRead, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -216,12 +216,21 @@ impl EtcdCluster {
 
     /// Stops a member's clock: its sockets stay open and nothing answers.
     pub fn pause(&self, member: usize) {
-        self.signal(member, "STOP");
+        let Some(process) = &self.members[member].process else {
+            return;
+        };
+        process.signal("STOP");
+        // Its threads stop one by one, and one that goes on may still answer.
+        while !process.is_stopped() {
+            std::thread::yield_now();
+        }
     }
 
     /// Goes on after [`Self::pause`].
     pub fn resume(&self, member: usize) {
-        self.signal(member, "CONT");
+        if let Some(process) = &self.members[member].process {
+            process.signal("CONT");
+        }
     }
 
     /// The index of the leader.
@@ -237,12 +246,6 @@ impl EtcdCluster {
             }
         }
         panic!("no member leads");
-    }
-
-    fn signal(&self, member: usize, name: &str) {
-        if let Some(process) = &self.members[member].process {
-            process.signal(name);
-        }
     }
 }
 
@@ -370,13 +373,17 @@ impl Process {
 
     /// Whether it ended by itself.
     fn is_over(&self) -> bool {
-        match std::fs::read_to_string(format!("/proc/{}/stat", self.id)) {
-            Ok(stat) => stat
-                .rsplit(')')
-                .next()
-                .is_some_and(|rest| rest.starts_with(" Z")),
-            Err(error) => error.kind() == ErrorKind::NotFound,
-        }
+        state(&format!("/proc/{}/stat", self.id)).is_none_or(|state| state == 'Z')
+    }
+
+    /// Whether every thread of it is stopped.
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id));
+        threads.is_ok_and(|threads| {
+            (threads.flatten())
+                .filter_map(|thread| state(&thread.path().join("stat")))
+                .all(|state| state == 'T')
+        })
     }
 
     fn signal(&self, name: &str) {
@@ -389,6 +396,12 @@ impl Process {
             self.id
         );
     }
+}
+
+/// The state letter of a process or thread; `None` if it is gone.
+fn state(stat: impl AsRef<Path>) -> Option<char> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
 }
 
 const GUARD: &str = r#"
