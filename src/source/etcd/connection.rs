@@ -42,7 +42,9 @@ impl Connector {
     pub fn new(config: EtcdConfig) -> anyhow::Result<Self> {
         anyhow::ensure!(!config.endpoints.is_empty(), "--etcd names no endpoint");
         let connector = Self { config };
-        tls_options(&connector.config)?;
+        if connector.endpoints().iter().any(|url| is_https(url)) {
+            tls_options(&connector.config)?;
+        }
         Ok(connector)
     }
 
