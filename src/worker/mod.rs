@@ -1,5 +1,8 @@
 //! The data plane: one thread per worker, each with its own sockets, tasks and pools.
 
+pub mod listener;
+pub mod tls;
+
 use std::{sync::Arc, time::Duration};
 
 use crate::{
