@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod balancer;
+pub mod tls;
 
 use std::{
     collections::HashMap,
