@@ -1,5 +1,7 @@
 //! TLS towards upstreams: whom to trust and which name to ask for. Connecting is the dialler's part.
 
+mod verify;
+
 use std::{
     collections::HashMap,
     fmt, io,
@@ -9,19 +11,16 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{
-        CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature,
-        verify_tls13_signature,
-    },
+    ClientConfig, RootCertStore,
+    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{
-        CertificateDer, ServerName, UnixTime,
+        CertificateDer, ServerName,
         pem::{self, PemObject},
     },
 };
 use tokio_rustls::TlsConnector;
 
+use self::verify::{AcceptAnyone, Authorities};
 use super::{Endpoint, TlsOptions};
 
 /// How many rustls configurations are kept. One serves every upstream with the same trust, so a handful is usual.
@@ -207,7 +206,9 @@ impl State {
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
         let builder = match trust {
             Trust::System => builder.with_root_certificates(self.system_roots()?),
-            Trust::Authorities(path) => builder.with_root_certificates(read_authorities(path)?),
+            Trust::Authorities(path) => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(read_authorities(path, provider)?)),
             Trust::Anyone => {
                 let verifier = AcceptAnyone(provider.signature_verification_algorithms);
                 builder
@@ -238,7 +239,7 @@ impl State {
     }
 }
 
-fn read_authorities(path: &str) -> Result<Arc<RootCertStore>, TlsError> {
+fn read_authorities(path: &str, provider: &Arc<CryptoProvider>) -> Result<Authorities, TlsError> {
     let malformed = |reason: String| TlsError::Malformed {
         path: path.into(),
         reason,
@@ -247,17 +248,13 @@ fn read_authorities(path: &str) -> Result<Arc<RootCertStore>, TlsError> {
         path: path.into(),
         source,
     })?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&text) {
-        let certificate = certificate.map_err(|error| malformed(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| malformed(error.to_string()))?;
-    }
-    if roots.is_empty() {
+    let listed = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| malformed(error.to_string()))?;
+    if listed.is_empty() {
         return Err(malformed(pem::Error::NoItemsFound.to_string()));
     }
-    Ok(Arc::new(roots))
+    Authorities::new(listed, provider).map_err(malformed)
 }
 
 /// The name sent as SNI and verified. An IP address is verified against the certificate's addresses, and not sent.
@@ -277,45 +274,6 @@ fn server_name(options: &TlsOptions, endpoint: &Endpoint) -> Result<ServerName<'
         (None, Endpoint::Unix(_)) => return Err(TlsError::Name(endpoint.to_string())),
     };
     ServerName::try_from(name.to_string()).map_err(|_| TlsError::Name(name.to_string()))
-}
-
-/// `"insecure": true`: any certificate will do. That the upstream holds its key is still checked.
-#[derive(Debug)]
-struct AcceptAnyone(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for AcceptAnyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Real handshakes with a server, and what the store of configurations keeps.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 use rustls::{HandshakeKind, ServerConfig, pki_types::PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
@@ -28,17 +30,21 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
-        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Arc::new(config)
+        serve(certificate.der().clone(), &key)
     }
+}
+
+fn serve(certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<ServerConfig> {
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(config)
 }
 
 /// What one connection came to: the handshake as the client saw it, and the name the server was asked for.
@@ -171,6 +177,40 @@ async fn the_certificate_must_be_by_the_authority_and_for_the_name() {
                 assert!(error.contains(expected), "{case}: {error}");
             }
             (client, expected) => panic!("{case}: {client:?}, not {expected:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_its_own_authority_is_verified_by_name_and_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let year = |year| date_time_ymd(year, 1, 1);
+    let cases = [
+        ("app.internal", 2000..4000, None),
+        ("other.internal", 2000..4000, Some("not valid for name")),
+        ("app.internal", 2000..2001, Some("Expired")),
+        ("app.internal", 3999..4000, Some("NotValidYet")),
+    ];
+    for (index, (name, years, expected)) in cases.into_iter().enumerate() {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = year(years.start);
+        params.not_after = year(years.end);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let file = dir.path().join(index.to_string());
+        std::fs::write(&file, certificate.pem()).unwrap();
+        let options = TlsOptions {
+            ca: Some(file.to_str().unwrap().into()),
+            ..TlsOptions::default()
+        };
+        let endpoint = tcp("10.0.0.7:443", Some("app.internal"));
+        let server = serve(certificate.der().clone(), &key);
+        let outcome = connect(&UpstreamTls::new(), &options, &endpoint, &server).await;
+        match (outcome.client, expected) {
+            (Ok(_), None) => {}
+            (Err(error), Some(expected)) if error.to_string().contains(expected) => {}
+            (client, _) => panic!("{name} {years:?}: {client:?}, not {expected:?}"),
         }
     }
 }
