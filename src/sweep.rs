@@ -59,11 +59,17 @@ impl Sweep {
     /// A deadline, not armed yet. Cells are reused, so that this allocates only at a new peak of requests.
     pub fn deadline(self: &Rc<Self>) -> Deadline {
         let cell = self.spare.borrow_mut().pop().unwrap_or_else(|| {
-            let cell = Rc::new(DeadlineCell { at: Cell::new(NEVER), waker: RefCell::new(None) });
+            let cell = Rc::new(DeadlineCell {
+                at: Cell::new(NEVER),
+                waker: RefCell::new(None),
+            });
             self.deadlines.borrow_mut().push(cell.clone());
             cell
         });
-        Deadline { cell, sweep: self.clone() }
+        Deadline {
+            cell,
+            sweep: self.clone(),
+        }
     }
 }
 
@@ -76,7 +82,12 @@ pub struct Deadline {
 impl Deadline {
     /// Fires once `duration` from now has passed.
     pub fn arm(&self, duration: Duration) {
-        self.cell.at.set(self.sweep.now().saturating_add(Sweep::ticks(duration)).min(NEVER - 1));
+        self.cell.at.set(
+            self.sweep
+                .now()
+                .saturating_add(Sweep::ticks(duration))
+                .min(NEVER - 1),
+        );
     }
 
     /// Fires at `tick`; `None` disarms it.
@@ -126,7 +137,9 @@ mod tests {
     use super::*;
 
     fn poll(deadline: &Deadline) -> bool {
-        deadline.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        deadline
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_ready()
     }
 
     #[test]

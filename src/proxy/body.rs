@@ -60,17 +60,30 @@ pub struct UpstreamBody {
 impl ResponseBody {
     /// No body.
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, record: None }
+        Self {
+            kind: Kind::Empty,
+            record: None,
+        }
     }
 
     /// These bytes.
     pub fn full(bytes: Bytes) -> Self {
-        Self { kind: if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }, record: None }
+        Self {
+            kind: if bytes.is_empty() {
+                Kind::Empty
+            } else {
+                Kind::Full(bytes)
+            },
+            record: None,
+        }
     }
 
     /// What an upstream sends.
     pub fn upstream(body: UpstreamBody) -> Self {
-        Self { kind: Kind::Upstream(Box::new(body)), record: None }
+        Self {
+            kind: Kind::Upstream(Box::new(body)),
+            record: None,
+        }
     }
 
     /// The request's record ends with this body.
@@ -142,13 +155,19 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Upstream(upstream) => upstream.body.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Kind::Upstream(upstream) => upstream
+                .body
+                .remaining()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }
 
 impl UpstreamBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         if let Some(deadline) = &self.request_deadline
             && deadline.poll(cx).is_ready()
         {
@@ -157,7 +176,11 @@ impl UpstreamBody {
         let frame = match ready!(self.body.poll_frame(cx)) {
             Some(Ok(ResponseFrame::Data(data))) => Some(Ok(Frame::data(data))),
             Some(Ok(ResponseFrame::Trailers(mut trailers))) => {
-                let forbidden: Vec<_> = trailers.keys().filter(|name| forbidden_in_trailers(name)).cloned().collect();
+                let forbidden: Vec<_> = trailers
+                    .keys()
+                    .filter(|name| forbidden_in_trailers(name))
+                    .cloned()
+                    .collect();
                 for name in forbidden {
                     trailers.remove(name);
                 }
@@ -183,7 +206,9 @@ impl UpstreamBody {
         if self.body.is_done()
             && let Some(connection) = self.body.reclaim()
         {
-            self.proxy.pools.put(&self.upstream, connection, self.keep_alive);
+            self.proxy
+                .pools
+                .put(&self.upstream, connection, self.keep_alive);
         }
     }
 }

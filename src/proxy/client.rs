@@ -31,8 +31,10 @@ pub enum Phase {
 pub enum Expiry {
     /// The handshake took too long.
     Opening,
-    /// Nothing was asked for too long, or the process drains.
+    /// Nothing was asked for too long.
     Idle,
+    /// The process drains, and no request runs: to be closed as if idle for too long.
+    Drain,
     /// The request head took too long: 408.
     Head,
     /// The client does not read what we write.
@@ -81,6 +83,7 @@ pub struct Client {
     interim: RefCell<BytesMut>,
     reset_on_close: Cell<bool>,
     unread_body: Cell<bool>,
+    draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
 }
 
@@ -100,6 +103,7 @@ impl Client {
             interim: RefCell::new(BytesMut::new()),
             reset_on_close: Cell::new(false),
             unread_body: Cell::new(false),
+            draining: Cell::new(false),
             upgraded: RefCell::new(None),
         })
     }
@@ -131,12 +135,18 @@ impl Client {
         if self.expired.get().is_some() {
             return;
         }
-        let over = |since: Tick, limit: Duration| self.sweep.now().saturating_sub(since) >= Sweep::ticks(limit);
+        let over = |since: Tick, limit: Duration| {
+            self.sweep.now().saturating_sub(since) >= Sweep::ticks(limit)
+        };
         let expired = match self.phase.get() {
             Phase::Opening if over(self.since.get(), limits.opening) => Some(Expiry::Opening),
             Phase::Idle if over(self.since.get(), limits.idle) => Some(Expiry::Idle),
             Phase::Head if over(self.since.get(), limits.head) => Some(Expiry::Head),
-            _ => self.write_blocked_since.get().filter(|since| over(*since, limits.body)).map(|_| Expiry::Write),
+            _ => self
+                .write_blocked_since
+                .get()
+                .filter(|since| over(*since, limits.body))
+                .map(|_| Expiry::Write),
         };
         if let Some(expired) = expired {
             self.expire(expired);
@@ -156,6 +166,19 @@ impl Client {
         self.expired.get()
     }
 
+    /// The process drains from now on: HTTP/2 connections say so at once, HTTP/1 ones with their next answer.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the process drains.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
     /// Remembers whom to wake when a limit has passed.
     pub fn watch(&self, cx: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
@@ -163,6 +186,36 @@ impl Client {
             Some(known) if known.will_wake(cx.waker()) => {}
             _ => *waker = Some(cx.waker().clone()),
         }
+    }
+
+    /// What it is doing.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// The first byte of a request head came.
+    pub fn head_began(&self) {
+        self.enter(Phase::Head);
+    }
+
+    /// The client does not take what we write now, or does again.
+    pub fn write_blocked(&self, blocked: bool) {
+        let since = match (blocked, self.write_blocked_since.get()) {
+            (true, None) => Some(self.sweep.now()),
+            (true, since) => since,
+            (false, _) => None,
+        };
+        self.write_blocked_since.set(since);
+    }
+
+    /// The interim heads to be written now.
+    pub fn take_interim(&self) -> BytesMut {
+        self.interim.take()
+    }
+
+    /// Whether the connection is to end by a reset.
+    pub fn ends_by_reset(&self) -> bool {
+        self.reset_on_close.get()
     }
 
     /// Queues an interim response head. It goes out once all before it is flushed; a final response that comes

@@ -28,8 +28,16 @@ pub struct Failure {
 
 impl Failure {
     /// A failure in so many words.
-    pub fn new(status: StatusCode, error: &'static str, details: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, error, details: details.into() }
+    pub fn new(
+        status: StatusCode,
+        error: &'static str,
+        details: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            status,
+            error,
+            details: details.into(),
+        }
     }
 
     /// 400: what came is no request we may pass on.
@@ -43,7 +51,9 @@ impl Failure {
             DialError::Unresolved => (StatusCode::BAD_GATEWAY, "dns_error"),
             DialError::Denied => (StatusCode::BAD_GATEWAY, "destination_ip_prohibited"),
             DialError::Connect(error) => match error.kind() {
-                std::io::ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
+                std::io::ErrorKind::ConnectionRefused => {
+                    (StatusCode::BAD_GATEWAY, "connection_refused")
+                }
                 std::io::ErrorKind::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
                 std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
                     (StatusCode::BAD_GATEWAY, "destination_ip_unroutable")
@@ -56,7 +66,14 @@ impl Failure {
                     .get_ref()
                     .and_then(|source| source.downcast_ref::<rustls::Error>())
                     .is_some_and(|error| matches!(error, rustls::Error::InvalidCertificate(_)));
-                (StatusCode::BAD_GATEWAY, if certificate { "tls_certificate_error" } else { "tls_protocol_error" })
+                (
+                    StatusCode::BAD_GATEWAY,
+                    if certificate {
+                        "tls_certificate_error"
+                    } else {
+                        "tls_protocol_error"
+                    },
+                )
             }
         };
         Self::new(status, name, format!("upstream {upstream}: {error}"))
@@ -64,7 +81,11 @@ impl Failure {
 
     /// No connection to `upstream` within `timeouts.connect`.
     pub fn connect_timeout(upstream: &str) -> Self {
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "connection_timeout", format!("upstream {upstream}: connecting took too long"))
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "connection_timeout",
+            format!("upstream {upstream}: connecting took too long"),
+        )
     }
 
     /// `upstream` gave no (good) response head.
@@ -75,13 +96,21 @@ impl Failure {
             ExchangeError::Malformed(MalformedHead::TooLarge) => {
                 (StatusCode::BAD_GATEWAY, "http_response_header_section_size")
             }
-            ExchangeError::Malformed(MalformedHead::Coding) => (StatusCode::BAD_GATEWAY, "http_response_transfer_coding"),
+            ExchangeError::Malformed(MalformedHead::Coding) => {
+                (StatusCode::BAD_GATEWAY, "http_response_transfer_coding")
+            }
             ExchangeError::Malformed(_) => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
             ExchangeError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
             ExchangeError::Client(RequestBodyError::TooLarge) => return Self::body_too_large(),
-            ExchangeError::Client(RequestBodyError::Broken) => return Self::malformed("request body broke off"),
+            ExchangeError::Client(RequestBodyError::Broken) => {
+                return Self::malformed("request body broke off");
+            }
             ExchangeError::ClientTimeout => {
-                return Self::new(StatusCode::REQUEST_TIMEOUT, "http_request_error", "request body stalled");
+                return Self::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "http_request_error",
+                    "request body stalled",
+                );
             }
         };
         Self::new(status, name, format!("upstream {upstream}: {error}"))
@@ -89,7 +118,11 @@ impl Failure {
 
     /// 413, by `max_body` of the route.
     pub fn body_too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", "request body larger than this route allows")
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "http_request_error",
+            "request body larger than this route allows",
+        )
     }
 
     /// The response: `Proxy-Status` (RFC 9209) and a short text.
@@ -99,7 +132,10 @@ impl Failure {
         *response.status_mut() = self.status;
         *response.version_mut() = Version::HTTP_11;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
         headers.insert(PROXY_STATUS, self.proxy_status());
         response
     }

@@ -122,8 +122,15 @@ impl UpstreamHead<'_> {
 
     /// Whether a field of the client's goes on as it is.
     fn goes_on(&self, name: &HeaderName) -> bool {
-        const STAYS: [HeaderName; 7] =
-            [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, TE, UPGRADE, X_FORWARDED_FOR];
+        const STAYS: [HeaderName; 7] = [
+            HOST,
+            CONNECTION,
+            CONTENT_LENGTH,
+            TRANSFER_ENCODING,
+            TE,
+            UPGRADE,
+            X_FORWARDED_FOR,
+        ];
         if STAYS.contains(name) || name == "keep-alive" || name == "proxy-connection" {
             return false;
         }
@@ -135,7 +142,10 @@ impl UpstreamHead<'_> {
 
     /// HTTP/2 splits cookies into crumbs (RFC 9113 section 8.2.3); HTTP/1.1 upstreams expect one line.
     fn write_cookies(&self, out: &mut Vec<u8>, count: usize, named: &[HeaderName]) {
-        if count == 0 || named.contains(&COOKIE) || replaces(&self.settings.request_headers, &COOKIE) {
+        if count == 0
+            || named.contains(&COOKIE)
+            || replaces(&self.settings.request_headers, &COOKIE)
+        {
             return;
         }
         out.extend_from_slice(b"cookie: ");
@@ -153,7 +163,12 @@ impl UpstreamHead<'_> {
         let rules = &self.settings.request_headers;
         if !replaces(rules, &X_FORWARDED_FOR) {
             let mut value = BytesMut::new();
-            forwarded_for(headers.get_all(X_FORWARDED_FOR).iter(), self.client, self.sender, &mut value);
+            forwarded_for(
+                headers.get_all(X_FORWARDED_FOR).iter(),
+                self.client,
+                self.sender,
+                &mut value,
+            );
             line(out, &X_FORWARDED_FOR, &value);
         }
         if !replaces(rules, &X_FORWARDED_PROTO) {
@@ -161,8 +176,14 @@ impl UpstreamHead<'_> {
             line(out, &X_FORWARDED_PROTO, scheme.as_str().as_bytes());
         }
         if !replaces(rules, &X_FORWARDED_HOST) && !self.target.authority.is_empty() {
-            let prior = headers.get(X_FORWARDED_HOST).filter(|prior| self.sender == Sender::Trusted && !prior.is_empty());
-            line(out, &X_FORWARDED_HOST, prior.map_or(self.target.authority, HeaderValue::as_bytes));
+            let prior = headers
+                .get(X_FORWARDED_HOST)
+                .filter(|prior| self.sender == Sender::Trusted && !prior.is_empty());
+            line(
+                out,
+                &X_FORWARDED_HOST,
+                prior.map_or(self.target.authority, HeaderValue::as_bytes),
+            );
         }
     }
 
@@ -173,7 +194,9 @@ impl UpstreamHead<'_> {
                 return RequestFraming::Chunked;
             }
             // Nothing announces the absence of a body but for methods that expect one (RFC 9110 section 8.6).
-            Some(0) if !expects_body(&self.request.method) && !self.request.headers.contains_key(CONTENT_LENGTH) => {}
+            Some(0)
+                if !expects_body(&self.request.method)
+                    && !self.request.headers.contains_key(CONTENT_LENGTH) => {}
             Some(length) => {
                 out.extend_from_slice(b"content-length: ");
                 out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -204,7 +227,11 @@ fn replaces(rules: &HeaderRules, name: &HeaderName) -> bool {
 fn connection_options(headers: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
     let mut named = SmallVec::new();
     for value in headers.get_all(CONNECTION) {
-        for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        for option in value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii)
+        {
             let usual = [&b"keep-alive"[..], b"close", b"upgrade", b"te"];
             if !usual.iter().any(|usual| option.eq_ignore_ascii_case(usual))
                 && let Ok(name) = HeaderName::from_bytes(option)
@@ -237,12 +264,17 @@ pub fn asks_for_websocket(request: &Parts) -> bool {
         && request.headers.contains_key(UPGRADE)
         && request.method == Method::GET
         && has_token(&request.headers, &CONNECTION, b"upgrade")
-        && request.headers.get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && request
+            .headers
+            .get(UPGRADE)
+            .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Whether the body waits for `100 Continue`.
 pub fn expects_continue(headers: &HeaderMap) -> bool {
-    headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    headers
+        .get(EXPECT)
+        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Applies `response_headers`: remove, set, add.
@@ -262,8 +294,12 @@ pub fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
 pub fn interim_head(status: http::StatusCode, headers: &HeaderMap) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     let reason = status.canonical_reason().unwrap_or("Interim");
-    write!(out, "HTTP/1.1 {} {reason}\r\n", status.as_str()).expect("writing to a Vec does not fail");
-    for (name, value) in headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH && *name != TRAILER) {
+    write!(out, "HTTP/1.1 {} {reason}\r\n", status.as_str())
+        .expect("writing to a Vec does not fail");
+    for (name, value) in headers
+        .iter()
+        .filter(|(name, _)| *name != CONTENT_LENGTH && *name != TRAILER)
+    {
         line(&mut out, name, value.as_bytes());
     }
     out.extend_from_slice(b"\r\n");

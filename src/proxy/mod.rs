@@ -89,7 +89,11 @@ const SPARE_BUFFER_SIZE: usize = 8 * 1024;
 
 impl Proxy {
     /// Answers one request.
-    pub async fn serve(self: &Rc<Self>, client: &Rc<Client>, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub async fn serve(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
         let (parts, incoming) = request.into_parts();
         let mut record = RequestRecord::new(self, client, &parts);
         let mut response = match self.forward(client, &parts, incoming, &mut record).await {
@@ -104,7 +108,9 @@ impl Proxy {
         if parts.version < Version::HTTP_2 {
             let closes = self.draining.get() || client.has_unread_body();
             if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
             }
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -144,10 +150,15 @@ impl Proxy {
             true => Sender::Trusted,
             false => Sender::Unknown,
         };
-        let scheme = if client.tls { Scheme::Https } else { Scheme::Http };
+        let scheme = if client.tls {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        };
         let settings = &*route.settings;
         if settings.redirect_https
-            && forwarded_proto(request.headers.get("x-forwarded-proto"), scheme, sender) == Scheme::Http
+            && forwarded_proto(request.headers.get("x-forwarded-proto"), scheme, sender)
+                == Scheme::Http
         {
             if body_announced {
                 client.leave_body_unread();
@@ -186,7 +197,11 @@ impl Proxy {
             Some(deadline) => deadline.limit(journey.run(body, record)).await,
         };
         let outcome = answered.unwrap_or_else(|| {
-            Err(Failure::new(StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "the request took too long"))
+            Err(Failure::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "http_response_timeout",
+                "the request took too long",
+            ))
         });
         let answer = outcome.map_err(early)?;
         self.respond(client, request, &route, answer, request_deadline, record)
@@ -204,10 +219,18 @@ impl Proxy {
         }
         let (reason, what) = match miss {
             Miss::Host => ("no_host", format!("no route for host {}", target.host)),
-            Miss::Path => ("no_path", format!("no route for this path of host {}", target.host)),
+            Miss::Path => (
+                "no_path",
+                format!("no route for this path of host {}", target.host),
+            ),
         };
         self.count_unrouted(reason);
-        let stale = self.live.status.borrow().stale_since.map(|since| since.elapsed().as_secs());
+        let stale = self
+            .live
+            .status
+            .borrow()
+            .stale_since
+            .map(|since| since.elapsed().as_secs());
         let details = match stale {
             Some(seconds) => format!("{what}; routes are stale for {seconds} s"),
             None => what,
@@ -216,7 +239,11 @@ impl Proxy {
     }
 
     fn count_unrouted(&self, reason: &str) {
-        self.metrics.data_plane.unrouted.with_label_values(&[reason]).inc();
+        self.metrics
+            .data_plane
+            .unrouted
+            .with_label_values(&[reason])
+            .inc();
     }
 
     /// The upstream's answer as the client gets it.
@@ -229,7 +256,13 @@ impl Proxy {
         request_deadline: Option<Deadline>,
         record: &mut Box<RequestRecord>,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let Answer { mut head, connection, upstream, deadline, unsent } = answer;
+        let Answer {
+            mut head,
+            connection,
+            upstream,
+            deadline,
+            unsent,
+        } = answer;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(client, route, head, connection, deadline, record, request);
         }
@@ -238,7 +271,11 @@ impl Proxy {
         if !route.settings.response_headers.is_empty() {
             headers::apply(&route.settings.response_headers, &mut headers);
         }
-        let whole = if unsent.is_none() { connection.whole_body(head.framing) } else { None };
+        let whole = if unsent.is_none() {
+            connection.whole_body(head.framing)
+        } else {
+            None
+        };
         let body = match whole {
             Some(bytes) => {
                 if head.reusable {
@@ -252,15 +289,31 @@ impl Proxy {
                 }
                 let decoder = Decoder::new(head.framing);
                 let unsent = unsent.map(|upload| {
-                    let stall = UploadStall { upstream: route.settings.timeouts.idle, client: self.limits.body };
-                    (upload, UploadLimits { stall, deadline: self.sweep.deadline() })
+                    let stall = UploadStall {
+                        upstream: route.settings.timeouts.idle,
+                        client: self.limits.body,
+                    };
+                    (
+                        upload,
+                        UploadLimits {
+                            stall,
+                            deadline: self.sweep.deadline(),
+                        },
+                    )
                 });
                 let idle = route.settings.timeouts.idle;
                 // An HTTP/1.0 client gets a body of unknown length up to the close: only a reset can tell a cut.
-                let cut_needs_reset =
-                    request.version == Version::HTTP_10 && !matches!(head.framing, Framing::Length(_));
+                let cut_needs_reset = request.version == Version::HTTP_10
+                    && !matches!(head.framing, Framing::Length(_));
                 ResponseBody::upstream(UpstreamBody {
-                    body: StreamingBody::new(connection, decoder, head.reusable, idle, deadline, unsent),
+                    body: StreamingBody::new(
+                        connection,
+                        decoder,
+                        head.reusable,
+                        idle,
+                        deadline,
+                        unsent,
+                    ),
                     upstream,
                     proxy: self.clone(),
                     keep_alive: head.keep_alive,
@@ -279,7 +332,10 @@ impl Proxy {
     }
 
     /// A 101: asked for, it takes the connection over; else it is nonsense.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one answer, used once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one answer, used once"
+    )]
     fn switch(
         &self,
         client: &Rc<Client>,
@@ -290,9 +346,12 @@ impl Proxy {
         record: &mut Box<RequestRecord>,
         request: &Parts,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let upgrade = head.upgrade.filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let Some((upgrade, (transport, read))) =
-            upgrade.filter(|_| headers::asks_for_websocket(request)).zip(connection.into_stream())
+        let upgrade = head
+            .upgrade
+            .filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let Some((upgrade, (transport, read))) = upgrade
+            .filter(|_| headers::asks_for_websocket(request))
+            .zip(connection.into_stream())
         else {
             return Err(Failure::new(
                 StatusCode::BAD_GATEWAY,
@@ -305,7 +364,9 @@ impl Proxy {
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
         headers::apply(&route.settings.response_headers, response.headers_mut());
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         response.headers_mut().insert(UPGRADE, upgrade);
         client.upgrade(Upgraded {
             transport,
@@ -318,7 +379,10 @@ impl Proxy {
     }
 
     fn take_buffer(&self) -> Vec<u8> {
-        self.buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024))
+        self.buffers
+            .borrow_mut()
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(1024))
     }
 
     fn give_buffer(&self, buffer: Vec<u8>) {
@@ -377,7 +441,11 @@ struct Journey<'r> {
 
 impl Journey<'_> {
     /// Tries members until one answers, or trying on would not be safe or of use.
-    async fn run(&self, mut body: RequestBody, record: &mut RequestRecord) -> Result<Answer, Failure> {
+    async fn run(
+        &self,
+        mut body: RequestBody,
+        record: &mut RequestRecord,
+    ) -> Result<Answer, Failure> {
         let proxy = self.proxy;
         let deadline = proxy.sweep.deadline();
         let mut tried: SmallVec<[usize; 4]> = SmallVec::new();
@@ -389,7 +457,13 @@ impl Journey<'_> {
             record.upstream = Some(upstream.clone());
             let failed = match self.attempt(upstream, from, body, &deadline, record).await {
                 Ok((head, connection, unsent)) => {
-                    return Ok(Answer { head, connection, upstream: upstream.clone(), deadline, unsent });
+                    return Ok(Answer {
+                        head,
+                        connection,
+                        upstream: upstream.clone(),
+                        deadline,
+                        unsent,
+                    });
                 }
                 Err(failed) => failed,
             };
@@ -411,7 +485,9 @@ impl Journey<'_> {
                 FailedAt::FreshConnection if extra > 0 => {
                     extra -= 1;
                     tried.push(index);
-                    self.route.pick(&tried).map_or((index, From::Dial), |other| (other, From::Pool))
+                    self.route
+                        .pick(&tried)
+                        .map_or((index, From::Dial), |other| (other, From::Pool))
                 }
                 FailedAt::FreshConnection => return Err(failed.failure),
             };
@@ -440,7 +516,12 @@ impl Journey<'_> {
                 Ok(connection) => (connection, FailedAt::FreshConnection),
                 Err(failure) => {
                     let may_repeat = retry::is_safe(&self.request.method, Attempt::Dial);
-                    return Err(Failed { failure, may_repeat, body, at: FailedAt::Connecting });
+                    return Err(Failed {
+                        failure,
+                        may_repeat,
+                        body,
+                        at: FailedAt::Connecting,
+                    });
                 }
             },
         };
@@ -448,7 +529,12 @@ impl Journey<'_> {
         upstream.metrics.requests.inc();
         let mut buffer = proxy.take_buffer();
         let framing = self.head(upstream, body.length()).write(&mut buffer);
-        let mut upload = Upload::new(buffer, body, framing, headers::expects_continue(&self.request.headers));
+        let mut upload = Upload::new(
+            buffer,
+            body,
+            framing,
+            headers::expects_continue(&self.request.headers),
+        );
         let limits = ExchangeLimits {
             response: self.route.settings.timeouts.response,
             idle: self.route.settings.timeouts.idle,
@@ -456,10 +542,14 @@ impl Journey<'_> {
         };
         let relay = |head: &ResponseHead| {
             if self.request.version == Version::HTTP_11 {
-                self.client.send_interim(&headers::interim_head(head.status, &head.headers));
+                self.client
+                    .send_interim(&headers::interim_head(head.status, &head.headers));
             }
         };
-        match connection.exchange(&mut upload, &self.request.method, &limits, deadline, relay).await {
+        match connection
+            .exchange(&mut upload, &self.request.method, &limits, deadline, relay)
+            .await
+        {
             Ok(head) if upload.is_done() => {
                 proxy.give_buffer(upload.into_parts().0);
                 Ok((head, connection, None))
@@ -474,7 +564,12 @@ impl Journey<'_> {
                 let may_repeat = retry::is_safe(&self.request.method, attempt);
                 let (buffer, body) = upload.into_parts();
                 proxy.give_buffer(buffer);
-                Err(Failed { failure: Failure::exchange(&error, &upstream.name), may_repeat, body, at })
+                Err(Failed {
+                    failure: Failure::exchange(&error, &upstream.name),
+                    may_repeat,
+                    body,
+                    at,
+                })
             }
         }
     }
@@ -483,7 +578,10 @@ impl Journey<'_> {
         Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "destination_unavailable",
-            format!("route {} has no upstream that takes requests", self.route.name),
+            format!(
+                "route {} has no upstream that takes requests",
+                self.route.name
+            ),
         )
     }
 
@@ -529,7 +627,8 @@ fn redirect(target: &Target<'_>) -> Result<Response<ResponseBody>, Failure> {
         return Err(Failure::malformed("no Host to redirect to"));
     }
     let location = format!("https://{}{}", target.host, target.path_and_query);
-    let location = HeaderValue::try_from(location).map_err(|_| Failure::malformed("malformed request target"))?;
+    let location = HeaderValue::try_from(location)
+        .map_err(|_| Failure::malformed("malformed request target"))?;
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     response.headers_mut().insert(LOCATION, location);
@@ -538,10 +637,17 @@ fn redirect(target: &Target<'_>) -> Result<Response<ResponseBody>, Failure> {
 
 /// The path to ask the upstream for: strip, then add.
 fn rewritten<'r>(route: &'r Route, target: &Target<'r>) -> Result<headers::Path<'r>, Failure> {
-    let query = &target.path_and_query[target.path_and_query.find('?').unwrap_or(target.path_and_query.len())..];
+    let query = &target.path_and_query[target
+        .path_and_query
+        .find('?')
+        .unwrap_or(target.path_and_query.len())..];
     let settings = &*route.settings;
     if target.path == "*" {
-        return Ok(headers::Path { added: "", rest: "*", query });
+        return Ok(headers::Path {
+            added: "",
+            rest: "*",
+            query,
+        });
     }
     let rest = if settings.strip_prefix {
         route.prefix.strip(target.path).ok_or_else(|| {
@@ -550,5 +656,9 @@ fn rewritten<'r>(route: &'r Route, target: &Target<'r>) -> Result<headers::Path<
     } else {
         target.path
     };
-    Ok(headers::Path { added: &settings.add_prefix, rest, query })
+    Ok(headers::Path {
+        added: &settings.add_prefix,
+        rest,
+        query,
+    })
 }

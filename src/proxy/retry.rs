@@ -25,9 +25,11 @@ pub enum Attempt<'e> {
 pub fn is_safe(method: &Method, attempt: Attempt<'_>) -> bool {
     match attempt {
         Attempt::Dial => true,
-        Attempt::Exchange { error: ExchangeError::Terminated(_), written, body_untouched } => {
-            body_untouched && (written == 0 || is_idempotent(method))
-        }
+        Attempt::Exchange {
+            error: ExchangeError::Terminated(_),
+            written,
+            body_untouched,
+        } => body_untouched && (written == 0 || is_idempotent(method)),
         // It answered something, took too long over it, or the client is at fault.
         Attempt::Exchange { .. } => false,
     }
@@ -35,7 +37,10 @@ pub fn is_safe(method: &Method, attempt: Attempt<'_>) -> bool {
 
 /// RFC 9110 section 9.2.2.
 fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
 }
 
 #[cfg(test)]
@@ -45,7 +50,11 @@ mod tests {
     #[test]
     fn nothing_that_may_have_been_acted_on_is_sent_twice() {
         let terminated = ExchangeError::Terminated(None);
-        let exchange = |error, written, body_untouched| Attempt::Exchange { error, written, body_untouched };
+        let exchange = |error, written, body_untouched| Attempt::Exchange {
+            error,
+            written,
+            body_untouched,
+        };
         for (method, attempt, safe) in [
             (Method::POST, Attempt::Dial, true),
             (Method::POST, exchange(&terminated, 0, true), true),
@@ -54,8 +63,16 @@ mod tests {
             (Method::GET, exchange(&terminated, 100, true), true),
             (Method::PUT, exchange(&terminated, 100, true), true),
             (Method::PUT, exchange(&terminated, 100, false), false),
-            (Method::GET, exchange(&ExchangeError::Timeout, 100, true), false),
-            (Method::GET, exchange(&ExchangeError::Incomplete, 100, true), false),
+            (
+                Method::GET,
+                exchange(&ExchangeError::Timeout, 100, true),
+                false,
+            ),
+            (
+                Method::GET,
+                exchange(&ExchangeError::Incomplete, 100, true),
+                false,
+            ),
         ] {
             assert_eq!(is_safe(&method, attempt), safe, "{method} {attempt:?}");
         }

@@ -32,9 +32,16 @@ pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
             "CONNECT is not served here",
         ));
     }
-    let path_and_query = request.uri.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
+    let path_and_query = request
+        .uri
+        .path_and_query()
+        .map_or("/", |path_and_query| path_and_query.as_str());
     if path_and_query.len() > MAX_TARGET {
-        return Err(Failure::new(http::StatusCode::URI_TOO_LONG, "http_request_error", "request target longer than 16 KiB"));
+        return Err(Failure::new(
+            http::StatusCode::URI_TOO_LONG,
+            "http_request_error",
+            "request target longer than 16 KiB",
+        ));
     }
     let mut hosts = request.headers.get_all(HOST).iter();
     let named = hosts.next();
@@ -47,7 +54,9 @@ pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
             let canonical = canonical(authority)?;
             // A Host beside it is redundant or a try at confusing the next hop.
             if named.is_some_and(|named| !agrees(named, &canonical)) {
-                return Err(Failure::malformed("Host differs from the request's authority"));
+                return Err(Failure::malformed(
+                    "Host differs from the request's authority",
+                ));
             }
             (authority, canonical)
         }
@@ -55,7 +64,12 @@ pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
         (None, None) if request.version == Version::HTTP_10 => (&b""[..], Cow::Borrowed("")),
         (None, None) => return Err(Failure::malformed("no Host")),
     };
-    Ok(Target { host: canonical, authority, path: request.uri.path(), path_and_query })
+    Ok(Target {
+        host: canonical,
+        authority,
+        path: request.uri.path(),
+        path_and_query,
+    })
 }
 
 fn canonical(authority: &[u8]) -> Result<Cow<'_, str>, Failure> {

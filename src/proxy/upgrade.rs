@@ -34,15 +34,33 @@ const BUFFER: usize = 8 * 1024;
 
 /// Copies both ways, half-closing as the sides do, until both have ended, `idle` passes without a byte, or
 /// `ended` says that the process must end it.
-pub async fn splice<C>(mut client: C, upgraded: Upgraded, mut ended: impl FnMut(&Context<'_>) -> bool)
-where
+pub async fn splice<C>(
+    mut client: C,
+    upgraded: Upgraded,
+    mut ended: impl FnMut(&Context<'_>) -> bool,
+) where
     C: AsyncRead + AsyncWrite + Unpin,
 {
-    let Upgraded { transport, read, idle, deadline, mut record } = upgraded;
+    let Upgraded {
+        transport,
+        read,
+        idle,
+        deadline,
+        mut record,
+    } = upgraded;
     let moved = Rc::new(Cell::new(Moved::default()));
-    let mut upstream = Counted { transport, read, moved: moved.clone() };
+    let mut upstream = Counted {
+        transport,
+        read,
+        moved: moved.clone(),
+    };
     {
-        let mut copy = pin!(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER));
+        let mut copy = pin!(tokio::io::copy_bidirectional_with_sizes(
+            &mut client,
+            &mut upstream,
+            BUFFER,
+            BUFFER
+        ));
         let mut known = None;
         std::future::poll_fn(|cx| {
             if ended(cx) {
@@ -79,7 +97,11 @@ struct Counted {
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = if self.read.is_empty() {
             Pin::new(&mut self.transport).poll_read(cx, buf)
@@ -108,7 +130,11 @@ impl Counted {
 }
 
 impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.transport).poll_write(cx, buf);
         self.count(written)
     }

@@ -58,7 +58,9 @@ impl Deny {
         let ip = address.ip().to_canonical();
         let admin = self.admin.ip().to_canonical();
         let is_admin = address.port() == self.admin.port()
-            && (ip == admin || admin.is_unspecified() && ip.is_loopback() || ip.is_unspecified() && admin.is_loopback());
+            && (ip == admin
+                || admin.is_unspecified() && ip.is_loopback()
+                || ip.is_unspecified() && admin.is_loopback());
         is_admin || self.networks.iter().any(|network| contains(network, ip))
     }
 }
@@ -78,19 +80,30 @@ impl Dialler {
         upstream.metrics.connects.inc();
         let transport = match &upstream.identity.endpoint {
             Endpoint::Unresolved(..) => return Err(DialError::Unresolved),
-            Endpoint::Unix(path) => Transport::Unix(UnixStream::connect(path).await.map_err(DialError::Connect)?),
+            Endpoint::Unix(path) => Transport::Unix(
+                UnixStream::connect(path)
+                    .await
+                    .map_err(DialError::Connect)?,
+            ),
             Endpoint::Tcp { address, .. } => {
                 if self.deny.denies(*address) {
                     return Err(DialError::Denied);
                 }
-                let stream = TcpStream::connect(address).await.map_err(DialError::Connect)?;
+                let stream = TcpStream::connect(address)
+                    .await
+                    .map_err(DialError::Connect)?;
                 stream.set_nodelay(true).map_err(DialError::Connect)?;
                 match &upstream.identity.tls {
                     None => Transport::Tcp(stream),
                     Some(options) => {
                         let (connector, name): (_, ServerName<'static>) =
                             self.tls.connector(options, &upstream.identity.endpoint)?;
-                        Transport::Tls(Box::new(connector.connect(name, stream).await.map_err(DialError::Handshake)?))
+                        Transport::Tls(Box::new(
+                            connector
+                                .connect(name, stream)
+                                .await
+                                .map_err(DialError::Handshake)?,
+                        ))
                     }
                 }
             }
@@ -118,7 +131,11 @@ mod tests {
             ("127.0.0.1:9901", false),
             ("10.0.0.1:9900", false),
         ] {
-            assert_eq!(deny.denies(address.parse().expect(address)), denied, "{address}");
+            assert_eq!(
+                deny.denies(address.parse().expect(address)),
+                denied,
+                "{address}"
+            );
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod dial;
 pub mod http1;
 pub mod pool;
 pub mod request_body;
+pub mod tls;
 pub mod transport;
 
 use std::{

@@ -41,7 +41,10 @@ struct Idle {
 impl Pools {
     /// No connections yet.
     pub fn new(sweep: Rc<Sweep>) -> Self {
-        Self { pools: RefCell::default(), sweep }
+        Self {
+            pools: RefCell::default(),
+            sweep,
+        }
     }
 
     /// The most recently used idle connection that can still be used.
@@ -61,8 +64,14 @@ impl Pools {
     }
 
     /// Keeps a connection for the next request; `keep_alive` is what the upstream said of its patience.
-    pub fn put(&self, upstream: &Arc<Upstream>, connection: Connection, keep_alive: Option<Duration>) {
-        let patience = keep_alive.map_or(IDLE, |said| said.min(IDLE + MARGIN).saturating_sub(MARGIN));
+    pub fn put(
+        &self,
+        upstream: &Arc<Upstream>,
+        connection: Connection,
+        keep_alive: Option<Duration>,
+    ) {
+        let patience =
+            keep_alive.map_or(IDLE, |said| said.min(IDLE + MARGIN).saturating_sub(MARGIN));
         if patience.is_zero() {
             return;
         }
@@ -72,14 +81,25 @@ impl Pools {
             pools.resize_with(index + 1, || None);
         }
         let slot = &mut pools[index];
-        if slot.as_ref().is_none_or(|pool| pool.generation != upstream.slot.generation) {
+        if slot
+            .as_ref()
+            .is_none_or(|pool| pool.generation != upstream.slot.generation)
+        {
             let (generation, upstream) = (upstream.slot.generation, Arc::downgrade(upstream));
-            *slot = Some(Pool { generation, upstream, idle: Vec::new() });
+            *slot = Some(Pool {
+                generation,
+                upstream,
+                idle: Vec::new(),
+            });
         }
         let pool = slot.as_mut().expect("filled just now");
         if pool.idle.len() < MAX_IDLE {
             let since = self.sweep.now();
-            pool.idle.push(Idle { connection, since, until: since + Sweep::ticks(patience) - 1 });
+            pool.idle.push(Idle {
+                connection,
+                since,
+                until: since + Sweep::ticks(patience) - 1,
+            });
         }
     }
 

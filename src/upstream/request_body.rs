@@ -45,7 +45,12 @@ impl RequestBody {
     pub fn new(incoming: Incoming, limit: Option<u64>) -> Self {
         let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
         let received = incoming.is_some().then(Rc::default);
-        Self { incoming, limit: limit.unwrap_or(u64::MAX), begun: false, received }
+        Self {
+            incoming,
+            limit: limit.unwrap_or(u64::MAX),
+            begun: false,
+            received,
+        }
     }
 
     /// Whether there is nothing (more) to come.
@@ -72,8 +77,13 @@ impl RequestBody {
     }
 
     /// The next piece; `None` at the end.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<RequestFrame, RequestBodyError>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<RequestFrame, RequestBodyError>>> {
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
         self.begun = true;
         loop {
             return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
@@ -85,7 +95,10 @@ impl RequestBody {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if data.is_empty() => continue,
                     Ok(data) => {
-                        let counter = self.received.as_ref().expect("made together with `incoming`");
+                        let counter = self
+                            .received
+                            .as_ref()
+                            .expect("made together with `incoming`");
                         let received = counter.get() + data.len() as u64;
                         counter.set(received);
                         if received > self.limit {

@@ -58,7 +58,14 @@ pub struct ClientIo {
 impl ClientIo {
     /// Wraps a stream whose first bytes, `replay`, were read already.
     pub fn new(stream: ClientStream, replay: Bytes, state: Rc<Client>) -> Self {
-        Self { stream, replay, state, interim: BytesMut::new(), at_message_start: true, read_eof: false }
+        Self {
+            stream,
+            replay,
+            state,
+            interim: BytesMut::new(),
+            at_message_start: true,
+            read_eof: false,
+        }
     }
 
     /// Puts bytes back that were read too much; they are read again before anything else.
@@ -84,18 +91,14 @@ impl ClientIo {
     /// Notes whether the client takes what we write.
     fn stamp_write<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match &result {
-            Poll::Pending => {
-                if self.state.write_blocked_since.get().is_none() {
-                    self.state.write_blocked_since.set(Some(self.state.sweep.now()));
-                }
-            }
-            Poll::Ready(_) => self.state.write_blocked_since.set(None),
+            Poll::Pending => self.state.write_blocked(true),
+            Poll::Ready(_) => self.state.write_blocked(false),
         }
         result
     }
 
     fn write_may_go_on(&self) -> io::Result<()> {
-        match self.state.expired.get() {
+        match self.state.expired() {
             Some(Expiry::Write | Expiry::Abort) => Err(io::ErrorKind::TimedOut.into()),
             _ => Ok(()),
         }
@@ -136,7 +139,10 @@ impl ClientIo {
                   details=\"request header section too large\"\r\n",
             ),
         ];
-        ERRORS.iter().find(|(bare, _)| first.starts_with(bare)).map(|(bare, ours)| (bare.len(), *ours))
+        ERRORS
+            .iter()
+            .find(|(bare, _)| first.starts_with(bare))
+            .map(|(bare, ours)| (bare.len(), *ours))
     }
 
     fn poll_message_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -159,9 +165,13 @@ impl ClientIo {
 }
 
 impl AsyncRead for ClientIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.state.expired.get() == Some(Expiry::Abort) {
+        if this.state.expired() == Some(Expiry::Abort) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buf.filled().len();
@@ -176,22 +186,24 @@ impl AsyncRead for ClientIo {
             match result {
                 Poll::Ready(result) => result?,
                 // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
-                Poll::Pending => match this.state.expired.get() {
-                    Some(Expiry::Head) if this.state.phase.get() == Phase::Head => {
+                Poll::Pending => match this.state.expired() {
+                    Some(Expiry::Head) if this.state.phase() == Phase::Head => {
                         this.state.leave_body_unread();
                         let _ = this.poll_raw_write(cx, REQUEST_TIMEOUT);
                         let _ = this.poll_raw_flush(cx);
                         return Poll::Ready(Ok(()));
                     }
-                    Some(Expiry::Idle) if this.state.running() == 0 => return Poll::Ready(Ok(())),
+                    Some(Expiry::Idle | Expiry::Drain) if this.state.running() == 0 => {
+                        return Poll::Ready(Ok(()));
+                    }
                     _ => return Poll::Pending,
                 },
             }
         }
         if buf.filled().len() == before {
             this.read_eof = true;
-        } else if this.state.phase.get() == Phase::Idle {
-            this.state.enter(Phase::Head);
+        } else if this.state.phase() == Phase::Idle {
+            this.state.head_began();
         }
         Poll::Ready(Ok(()))
     }
@@ -202,7 +214,11 @@ const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: t
     content-length: 35\r\nconnection: close\r\n\r\nrequest head not complete in time\r\n";
 
 impl AsyncWrite for ClientIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.write_may_go_on()?;
         self.poll_message_write(cx, buf)
     }
@@ -244,10 +260,8 @@ impl AsyncWrite for ClientIo {
         self.write_may_go_on()?;
         ready!(self.poll_finish_interim(cx))?;
         // hyper flushes the stream only when it has nothing buffered: here an interim head is in order.
-        if !self.state.interim.borrow().is_empty() {
-            self.interim = self.state.interim.take();
-            ready!(self.poll_finish_interim(cx))?;
-        }
+        self.interim = self.state.take_interim();
+        ready!(self.poll_finish_interim(cx))?;
         let result = self.poll_raw_flush(cx);
         ready!(self.stamp_write(result))?;
         self.at_message_start = true;
@@ -267,7 +281,7 @@ impl AsyncWrite for ClientIo {
 
 impl Drop for ClientIo {
     fn drop(&mut self) {
-        if self.state.reset_on_close.get() {
+        if self.state.ends_by_reset() {
             // Best effort: the socket may be gone already, and then there is no one left to mislead.
             let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
         }

@@ -74,10 +74,23 @@ impl StreamingBody {
         deadline.disarm();
         let upload = upload.map(|(upload, limits)| {
             let ongoing = Rc::new(OngoingUpload::default());
-            tokio::task::spawn_local(finish_upload(connection.clone(), upload, limits, ongoing.clone()));
+            tokio::task::spawn_local(finish_upload(
+                connection.clone(),
+                upload,
+                limits,
+                ongoing.clone(),
+            ));
             ongoing
         });
-        Self { connection: Some(connection), decoder, reusable, idle, deadline, waiting: false, upload }
+        Self {
+            connection: Some(connection),
+            decoder,
+            reusable,
+            idle,
+            deadline,
+            waiting: false,
+            upload,
+        }
     }
 
     /// The bytes still to come, if the framing tells.
@@ -100,7 +113,10 @@ impl StreamingBody {
     }
 
     /// The next piece; `None` at the end.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ResponseFrame, ResponseBodyError>>> {
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ResponseFrame, ResponseBodyError>>> {
         let result = ready!(self.poll_piece(cx));
         if result.is_err() {
             self.connection = None;
@@ -110,19 +126,28 @@ impl StreamingBody {
         Poll::Ready(result.transpose())
     }
 
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ResponseFrame>, ResponseBodyError>> {
-        let Some(connection) = &self.connection else { return Poll::Ready(Ok(None)) };
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<ResponseFrame>, ResponseBodyError>> {
+        let Some(connection) = &self.connection else {
+            return Poll::Ready(Ok(None));
+        };
         let mut wire = connection.0.borrow_mut();
         loop {
             match self.decoder.decode(&mut wire.read)? {
                 Piece::Data(data) => return Poll::Ready(Ok(Some(ResponseFrame::Data(data)))),
-                Piece::Trailers(trailers) => return Poll::Ready(Ok(Some(ResponseFrame::Trailers(trailers)))),
+                Piece::Trailers(trailers) => {
+                    return Poll::Ready(Ok(Some(ResponseFrame::Trailers(trailers))));
+                }
                 Piece::End => return Poll::Ready(Ok(None)),
                 Piece::NeedMore => {}
             }
             let wanted = match self.decoder.wanted() {
                 0 => HEAD_READ,
-                wanted => usize::try_from(wanted).unwrap_or(usize::MAX).clamp(HEAD_READ, BODY_READ),
+                wanted => usize::try_from(wanted)
+                    .unwrap_or(usize::MAX)
+                    .clamp(HEAD_READ, BODY_READ),
             };
             match wire.poll_fill(wanted, cx) {
                 Poll::Ready(Ok(n)) if n > 0 => self.waiting = false,
@@ -137,7 +162,10 @@ impl StreamingBody {
                         self.waiting = true;
                         self.deadline.arm(self.idle);
                     }
-                    return self.deadline.poll(cx).map(|()| Err(ResponseBodyError::Timeout));
+                    return self
+                        .deadline
+                        .poll(cx)
+                        .map(|()| Err(ResponseBodyError::Timeout));
                 }
             }
         }

@@ -80,12 +80,20 @@ impl Decoder {
                 Self::Close => return Ok(Piece::Data(buffer.split().freeze())),
                 Self::Length(left) => {
                     let (data, left) = take(buffer, left);
-                    *self = if left == 0 { Self::Done } else { Self::Length(left) };
+                    *self = if left == 0 {
+                        Self::Done
+                    } else {
+                        Self::Length(left)
+                    };
                     return Ok(Piece::Data(data));
                 }
                 Self::ChunkData(left) => {
                     let (data, left) = take(buffer, left);
-                    *self = if left == 0 { Self::ChunkEnd } else { Self::ChunkData(left) };
+                    *self = if left == 0 {
+                        Self::ChunkEnd
+                    } else {
+                        Self::ChunkData(left)
+                    };
                     return Ok(Piece::Data(data));
                 }
                 Self::ChunkEnd => match buffer.get(..2) {
@@ -102,9 +110,15 @@ impl Decoder {
                     Some(size) => *self = Self::ChunkData(size),
                 },
                 Self::Trailers => {
-                    let Some(trailers) = trailers(buffer)? else { return Ok(Piece::NeedMore) };
+                    let Some(trailers) = trailers(buffer)? else {
+                        return Ok(Piece::NeedMore);
+                    };
                     *self = Self::Done;
-                    return Ok(if trailers.is_empty() { Piece::End } else { Piece::Trailers(trailers) });
+                    return Ok(if trailers.is_empty() {
+                        Piece::End
+                    } else {
+                        Piece::Trailers(trailers)
+                    });
                 }
             }
         }
@@ -112,7 +126,9 @@ impl Decoder {
 }
 
 fn take(buffer: &mut BytesMut, left: u64) -> (Bytes, u64) {
-    let n = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+    let n = usize::try_from(left)
+        .unwrap_or(usize::MAX)
+        .min(buffer.len());
     (buffer.split_to(n).freeze(), left - n as u64)
 }
 
@@ -120,10 +136,17 @@ fn take(buffer: &mut BytesMut, left: u64) -> (Bytes, u64) {
 fn chunk_size(buffer: &mut BytesMut) -> Result<Option<u64>, MalformedBody> {
     let window = &buffer[..buffer.len().min(MAX_CHUNK_LINE)];
     let Some(end) = memchr::memchr(b'\n', window) else {
-        return if buffer.len() >= MAX_CHUNK_LINE { Err(MalformedBody) } else { Ok(None) };
+        return if buffer.len() >= MAX_CHUNK_LINE {
+            Err(MalformedBody)
+        } else {
+            Ok(None)
+        };
     };
     let line = window[..end].strip_suffix(b"\r").ok_or(MalformedBody)?;
-    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let digits = line
+        .iter()
+        .take_while(|byte| byte.is_ascii_hexdigit())
+        .count();
     if digits == 0 || digits > 16 {
         return Err(MalformedBody);
     }
@@ -132,7 +155,12 @@ fn chunk_size(buffer: &mut BytesMut) -> Result<Option<u64>, MalformedBody> {
         return Err(MalformedBody);
     }
     let size = line[..digits].iter().fold(0u64, |size, digit| {
-        size << 4 | u64::from((*digit as char).to_digit(16).expect("a hex digit, as counted above"))
+        size << 4
+            | u64::from(
+                (*digit as char)
+                    .to_digit(16)
+                    .expect("a hex digit, as counted above"),
+            )
     });
     buffer.advance(end + 1);
     Ok(Some(size))
@@ -149,8 +177,12 @@ fn trailers(buffer: &mut BytesMut) -> Result<Option<HeaderMap>, MalformedBody> {
     let length = match httparse::parse_headers(buffer, &mut slots) {
         Ok(httparse::Status::Complete((length, fields))) => {
             for field in fields {
-                let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| MalformedBody)?;
-                map.append(name, HeaderValue::from_bytes(field.value).map_err(|_| MalformedBody)?);
+                let name =
+                    HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| MalformedBody)?;
+                map.append(
+                    name,
+                    HeaderValue::from_bytes(field.value).map_err(|_| MalformedBody)?,
+                );
             }
             length
         }
@@ -166,9 +198,17 @@ mod tests {
     use super::*;
 
     /// Feeds `text` in pieces of `step` bytes; the data, the trailers, and what was left over.
-    fn run(framing: Framing, text: &[u8], step: usize) -> Result<(Vec<u8>, HeaderMap, Vec<u8>), MalformedBody> {
-        let (mut decoder, mut buffer, mut data, mut trailers) =
-            (Decoder::new(framing), BytesMut::new(), Vec::new(), HeaderMap::new());
+    fn run(
+        framing: Framing,
+        text: &[u8],
+        step: usize,
+    ) -> Result<(Vec<u8>, HeaderMap, Vec<u8>), MalformedBody> {
+        let (mut decoder, mut buffer, mut data, mut trailers) = (
+            Decoder::new(framing),
+            BytesMut::new(),
+            Vec::new(),
+            HeaderMap::new(),
+        );
         for piece in text.chunks(step) {
             buffer.extend_from_slice(piece);
             loop {
@@ -179,7 +219,10 @@ mod tests {
                 }
             }
         }
-        assert!(decoder.is_done() || framing == Framing::Close, "not done after {text:?}");
+        assert!(
+            decoder.is_done() || framing == Framing::Close,
+            "not done after {text:?}"
+        );
         Ok((data, trailers, buffer.to_vec()))
     }
 
@@ -188,9 +231,12 @@ mod tests {
         for step in [1, 2, 3, 7, 100] {
             let (data, _, rest) = run(Framing::Length(5), b"hellonext", step).expect("well-formed");
             assert_eq!((&data[..], &rest[..]), (&b"hello"[..], &b"next"[..]));
-            let (data, trailers, rest) =
-                run(Framing::Chunked, b"5;ext=\"x\"\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\nnext", step)
-                    .expect("well-formed");
+            let (data, trailers, rest) = run(
+                Framing::Chunked,
+                b"5;ext=\"x\"\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\nnext",
+                step,
+            )
+            .expect("well-formed");
             assert_eq!((&data[..], &rest[..]), (&b"hello world"[..], &b"next"[..]));
             assert_eq!(trailers["x-sum"], "1");
             let (data, _, _) = run(Framing::Close, b"hello", step).expect("well-formed");
@@ -211,7 +257,12 @@ mod tests {
             b"5;a\rb\r\nhello\r\n0\r\n\r\n",
             b"0\r\nbad name: x\r\n\r\n",
         ] {
-            assert_eq!(run(Framing::Chunked, text, 100), Err(MalformedBody), "{:?}", String::from_utf8_lossy(text));
+            assert_eq!(
+                run(Framing::Chunked, text, 100),
+                Err(MalformedBody),
+                "{:?}",
+                String::from_utf8_lossy(text)
+            );
         }
         let endless = [b"5;", &vec![b'x'; MAX_CHUNK_LINE][..]].concat();
         assert_eq!(run(Framing::Chunked, &endless, 100), Err(MalformedBody));

@@ -61,13 +61,19 @@ pub enum MalformedHead {
 }
 
 /// Takes one response head off the front of `buffer`; `None` if it isn't all there yet.
-pub fn parse(buffer: &mut BytesMut, request: &Method) -> Result<Option<ResponseHead>, MalformedHead> {
+pub fn parse(
+    buffer: &mut BytesMut,
+    request: &Method,
+) -> Result<Option<ResponseHead>, MalformedHead> {
     let mut fields: SmallVec<[Field; 24]> = SmallVec::new();
     let (length, code, http_11) = {
         let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
-        let parsed =
-            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, buffer, &mut slots);
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut response,
+            buffer,
+            &mut slots,
+        );
         let length = match parsed {
             Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
             Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
@@ -78,7 +84,8 @@ pub fn parse(buffer: &mut BytesMut, request: &Method) -> Result<Option<ResponseH
         for header in response.headers.iter() {
             let start = header.value.as_ptr().addr() - base;
             fields.push(Field {
-                name: HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| MalformedHead::Syntax)?,
+                name: HeaderName::from_bytes(header.name.as_bytes())
+                    .map_err(|_| MalformedHead::Syntax)?,
                 value: (start, start + header.value.len()),
             });
         }
@@ -109,7 +116,11 @@ fn assemble(
     let mut chunked = false;
     let mut keep_alive = None;
     let mut upgrade = None;
-    for Field { name, value: (start, end) } in fields {
+    for Field {
+        name,
+        value: (start, end),
+    } in fields
+    {
         let raw = bytes.slice(start..end);
         if name == CONTENT_LENGTH {
             let length = content_length(&raw)?;
@@ -154,7 +165,11 @@ fn assemble(
     } else {
         declared.map_or(Framing::Close, Framing::Length)
     };
-    let persistent = if http_11 { !connection.close } else { connection.keep_alive };
+    let persistent = if http_11 {
+        !connection.close
+    } else {
+        connection.keep_alive
+    };
     // Both lengths in one head may be an attempt at smuggling: believe the coding, and nothing after it.
     let ambiguous = chunked && declared.is_some();
     Ok(ResponseHead {
@@ -200,7 +215,9 @@ fn content_length(raw: &[u8]) -> Result<u64, MalformedHead> {
         }
         let number = item
             .iter()
-            .try_fold(0u64, |sum, digit| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
+            .try_fold(0u64, |sum, digit| {
+                sum.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+            })
             .ok_or(MalformedHead::Length)?;
         if length.is_some_and(|known| known != number) {
             return Err(MalformedHead::Length);
@@ -214,7 +231,9 @@ fn keep_alive_timeout(raw: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(raw).ok()?;
     let seconds = text.split(',').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("timeout").then(|| value.trim().parse().ok())?
+        name.trim()
+            .eq_ignore_ascii_case("timeout")
+            .then(|| value.trim().parse().ok())?
     })?;
     Some(Duration::from_secs(seconds))
 }
@@ -230,17 +249,57 @@ mod tests {
     #[test]
     fn framing_follows_rfc_9112() {
         for (text, framing, reusable) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), true),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n", Framing::Length(5), true),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), true),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked, true),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", Framing::Chunked, false),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+                Framing::Length(5),
+                true,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+                Framing::Length(5),
+                true,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+                Framing::Length(5),
+                true,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n",
+                Framing::Chunked,
+                true,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+                Framing::Chunked,
+                false,
+            ),
             ("HTTP/1.1 200 OK\r\n\r\n", Framing::Close, false),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", Framing::Length(5), false),
-            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), false),
-            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n", Framing::Length(5), true),
-            ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Framing::Length(0), true),
-            ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", Framing::Length(0), true),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n",
+                Framing::Length(5),
+                false,
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n",
+                Framing::Length(5),
+                false,
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n",
+                Framing::Length(5),
+                true,
+            ),
+            (
+                "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+                Framing::Length(0),
+                true,
+            ),
+            (
+                "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Framing::Length(0),
+                true,
+            ),
         ] {
             let head = head(text).expect(text).expect(text);
             assert_eq!((head.framing, head.reusable), (framing, reusable), "{text}");
@@ -250,16 +309,46 @@ mod tests {
     #[test]
     fn lies_about_length_are_refused() {
         for (text, error) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n", MalformedHead::Length),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", MalformedHead::Length),
-            ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", MalformedHead::Length),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\n", MalformedHead::Length),
-            ("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n", MalformedHead::Length),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n", MalformedHead::Length),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", MalformedHead::Coding),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", MalformedHead::Coding),
-            ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", MalformedHead::Coding),
-            ("HTTP/1.1 200 OK\r\nbad name: x\r\n\r\n", MalformedHead::Syntax),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+                MalformedHead::Length,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+                MalformedHead::Length,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+                MalformedHead::Length,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\n",
+                MalformedHead::Length,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+                MalformedHead::Length,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n",
+                MalformedHead::Length,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                MalformedHead::Coding,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                MalformedHead::Coding,
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                MalformedHead::Coding,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nbad name: x\r\n\r\n",
+                MalformedHead::Syntax,
+            ),
             ("SSH-2.0-OpenSSH_9.2\r\n\r\n", MalformedHead::Syntax),
         ] {
             assert_eq!(head(text).expect_err(text), error, "{text}");
@@ -274,8 +363,15 @@ mod tests {
         )
         .expect("well-formed")
         .expect("complete");
-        let names: Vec<_> = head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
-        assert_eq!(names, [("x-kept", "1"), ("set-cookie", "a"), ("set-cookie", "b")]);
+        let names: Vec<_> = head
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            names,
+            [("x-kept", "1"), ("set-cookie", "a"), ("set-cookie", "b")]
+        );
         assert_eq!(head.keep_alive, Some(Duration::from_secs(5)));
         assert_eq!(head.upgrade, None, "Connection does not name Upgrade");
     }
@@ -283,22 +379,44 @@ mod tests {
     #[test]
     fn a_head_in_pieces_waits_and_a_bomb_does_not() {
         let mut buffer = BytesMut::from("HTTP/1.1 200 OK\r\nContent-Le");
-        assert!(parse(&mut buffer, &Method::GET).expect("so far so good").is_none());
+        assert!(
+            parse(&mut buffer, &Method::GET)
+                .expect("so far so good")
+                .is_none()
+        );
         buffer.extend_from_slice(b"ngth: 1\r\n\r\nXnext");
-        assert!(parse(&mut buffer, &Method::GET).expect("well-formed").is_some());
+        assert!(
+            parse(&mut buffer, &Method::GET)
+                .expect("well-formed")
+                .is_some()
+        );
         assert_eq!(&buffer[..], b"Xnext");
 
         let mut bomb = BytesMut::from("HTTP/1.1 200 OK\r\nX: ");
         bomb.extend_from_slice(&vec![b'a'; MAX_HEAD]);
-        assert_eq!(parse(&mut bomb, &Method::GET).expect_err("too large"), MalformedHead::TooLarge);
-        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(MAX_FIELDS + 1));
-        assert_eq!(super::tests::head(&many).expect_err("too many"), MalformedHead::TooLarge);
+        assert_eq!(
+            parse(&mut bomb, &Method::GET).expect_err("too large"),
+            MalformedHead::TooLarge
+        );
+        let many = format!(
+            "HTTP/1.1 200 OK\r\n{}\r\n",
+            "a: b\r\n".repeat(MAX_FIELDS + 1)
+        );
+        assert_eq!(
+            super::tests::head(&many).expect_err("too many"),
+            MalformedHead::TooLarge
+        );
     }
 
     #[test]
     fn the_length_of_a_head_reply_is_relayed_and_not_obeyed() {
         let mut buffer = BytesMut::from("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
-        let head = parse(&mut buffer, &Method::HEAD).expect("well-formed").expect("complete");
-        assert_eq!((head.framing, head.headers[CONTENT_LENGTH].as_bytes()), (Framing::Length(0), &b"5"[..]));
+        let head = parse(&mut buffer, &Method::HEAD)
+            .expect("well-formed")
+            .expect("complete");
+        assert_eq!(
+            (head.framing, head.headers[CONTENT_LENGTH].as_bytes()),
+            (Framing::Length(0), &b"5"[..])
+        );
     }
 }

@@ -88,7 +88,10 @@ pub enum ExchangeError {
 impl Connection {
     /// Over a stream just connected.
     pub fn new(transport: Transport) -> Self {
-        Self(Rc::new(RefCell::new(Wire { transport, read: BytesMut::new() })))
+        Self(Rc::new(RefCell::new(Wire {
+            transport,
+            read: BytesMut::new(),
+        })))
     }
 
     /// Whether an idle connection can still be used: open, and silent as it must be between responses.
@@ -100,7 +103,9 @@ impl Connection {
         // Without readiness this costs no system call; whatever is ready (an end, an error, stray bytes) disqualifies.
         let mut byte = [0];
         let mut probe = tokio::io::ReadBuf::new(&mut byte);
-        Pin::new(&mut wire.transport).poll_read(&mut Context::from_waker(Waker::noop()), &mut probe).is_pending()
+        Pin::new(&mut wire.transport)
+            .poll_read(&mut Context::from_waker(Waker::noop()), &mut probe)
+            .is_pending()
     }
 
     /// Gives back the memory that an idle connection does not need.
@@ -125,7 +130,10 @@ impl Connection {
     ) -> Result<ResponseHead, ExchangeError> {
         let mut interims = 0;
         let mut write_error = None;
-        let mut stage = Stage::Sending { waits_for: WaitsFor::Upstream, written: u64::MAX };
+        let mut stage = Stage::Sending {
+            waits_for: WaitsFor::Upstream,
+            written: u64::MAX,
+        };
         std::future::poll_fn(|cx| {
             let wire = &mut *self.0.borrow_mut();
             if let Stage::Sending { waits_for, written } = &mut stage {
@@ -140,7 +148,9 @@ impl Connection {
                             });
                         }
                     }
-                    Poll::Ready(Err(UploadError::Client(error))) => return Poll::Ready(Err(error.into())),
+                    Poll::Ready(Err(UploadError::Client(error))) => {
+                        return Poll::Ready(Err(error.into()));
+                    }
                     Poll::Ready(sent) => {
                         // What the upstream does not take it may have answered: read on.
                         write_error = sent.err().map(|error| match error {
@@ -156,7 +166,9 @@ impl Connection {
                 match wire.poll_head(request, cx, &mut write_error) {
                     Poll::Pending => break,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Ready(Ok(head)) if head.status.is_informational() && head.status != 101 => {
+                    Poll::Ready(Ok(head))
+                        if head.status.is_informational() && head.status != 101 =>
+                    {
                         interims += 1;
                         if interims > MAX_INTERIM {
                             return Poll::Ready(Err(MalformedHead::TooLarge.into()));
@@ -174,13 +186,19 @@ impl Connection {
             }
             ready!(deadline.poll(cx));
             match stage {
-                Stage::Sending { waits_for: WaitsFor::Continue, .. } => {
+                Stage::Sending {
+                    waits_for: WaitsFor::Continue,
+                    ..
+                } => {
                     deadline.disarm();
                     upload.release_body();
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Stage::Sending { waits_for: WaitsFor::Client, .. } => Poll::Ready(Err(ExchangeError::ClientTimeout)),
+                Stage::Sending {
+                    waits_for: WaitsFor::Client,
+                    ..
+                } => Poll::Ready(Err(ExchangeError::ClientTimeout)),
                 _ => Poll::Ready(Err(ExchangeError::Timeout)),
             }
         })
@@ -189,7 +207,9 @@ impl Connection {
 
     /// The whole body, if it came in one piece with its head: then the connection is free again at once.
     pub fn whole_body(&self, framing: Framing) -> Option<Bytes> {
-        let Framing::Length(length) = framing else { return None };
+        let Framing::Length(length) = framing else {
+            return None;
+        };
         let mut wire = self.0.borrow_mut();
         (wire.read.len() as u64 == length).then(|| wire.read.split().freeze())
     }
@@ -223,7 +243,9 @@ impl Wire {
             }
             debug_assert!(self.read.len() < MAX_HEAD);
             match ready!(self.poll_fill(HEAD_READ, cx)) {
-                Ok(0) if !self.read.is_empty() => return Poll::Ready(Err(ExchangeError::Incomplete)),
+                Ok(0) if !self.read.is_empty() => {
+                    return Poll::Ready(Err(ExchangeError::Incomplete));
+                }
                 Ok(0) => return Poll::Ready(Err(ExchangeError::Terminated(write_error.take()))),
                 Err(error) => return Poll::Ready(Err(ExchangeError::Terminated(Some(error)))),
                 Ok(_) => {}

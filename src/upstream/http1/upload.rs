@@ -123,11 +123,17 @@ impl Upload {
     }
 
     fn pending(&self) -> usize {
-        self.head.len() - self.head_sent + self.prefix.len() - self.prefix_sent + self.data.len() + self.suffix.len()
+        self.head.len() - self.head_sent + self.prefix.len() - self.prefix_sent
+            + self.data.len()
+            + self.suffix.len()
     }
 
     /// Sends what can be sent; ready when all was.
-    pub fn poll(&mut self, transport: &mut Transport, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+    pub fn poll(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>> {
         loop {
             while self.pending() > 0 {
                 let slices = [
@@ -144,13 +150,19 @@ impl Upload {
                     stream.poll_write_vectored(cx, &slices)
                 };
                 match ready!(result) {
-                    Ok(0) => return Poll::Ready(Err(UploadError::Upstream(io::ErrorKind::WriteZero.into()))),
+                    Ok(0) => {
+                        return Poll::Ready(Err(UploadError::Upstream(
+                            io::ErrorKind::WriteZero.into(),
+                        )));
+                    }
                     Ok(n) => self.advance(n),
                     Err(error) => return Poll::Ready(Err(UploadError::Upstream(error))),
                 }
             }
             if self.body_over {
-                return Pin::new(&mut *transport).poll_flush(cx).map_err(UploadError::Upstream);
+                return Pin::new(&mut *transport)
+                    .poll_flush(cx)
+                    .map_err(UploadError::Upstream);
             }
             if self.hold_body {
                 ready!(Pin::new(&mut *transport).poll_flush(cx)).map_err(UploadError::Upstream)?;
@@ -158,7 +170,8 @@ impl Upload {
             }
             match self.body.poll_frame(cx) {
                 Poll::Pending => {
-                    ready!(Pin::new(&mut *transport).poll_flush(cx)).map_err(UploadError::Upstream)?;
+                    ready!(Pin::new(&mut *transport).poll_flush(cx))
+                        .map_err(UploadError::Upstream)?;
                     return Poll::Pending;
                 }
                 Poll::Ready(frame) => self.queue(frame.transpose().map_err(UploadError::Client)?),
@@ -186,12 +199,15 @@ impl Upload {
         match (self.framing, frame) {
             (RequestFraming::Length, Some(RequestFrame::Data(data))) => self.data = data,
             (RequestFraming::Chunked, Some(RequestFrame::Data(data))) => {
-                write!(self.prefix, "{:x}\r\n", data.len()).expect("writing to a Vec does not fail");
+                write!(self.prefix, "{:x}\r\n", data.len())
+                    .expect("writing to a Vec does not fail");
                 self.data = data;
                 self.suffix = b"\r\n";
             }
             // A body of announced length has no place for trailers; they are merged into nothing (section 7.1.2).
-            (RequestFraming::Length, Some(RequestFrame::Trailers(_)) | None) => self.body_over = true,
+            (RequestFraming::Length, Some(RequestFrame::Trailers(_)) | None) => {
+                self.body_over = true
+            }
             (RequestFraming::Chunked, Some(RequestFrame::Trailers(trailers))) => {
                 self.last_chunk(&trailers);
                 self.body_over = true;
