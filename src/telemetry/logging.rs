@@ -28,7 +28,8 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     // `EnvFilter` takes a misspelt level for the name of a module, and would log nothing at all.
     let words = text.split(',').map(str::trim);
     for word in words.filter(|word| !word.contains(['=', ':', '['])) {
-        word.parse::<LevelFilter>().map_err(|_| {
+        let level = word.parse::<LevelFilter>().ok();
+        level.filter(|_| !word.is_empty()).ok_or_else(|| {
             format!("{word:?} is no level: write error, warn, info, debug, trace or off")
         })?;
     }
