@@ -28,7 +28,7 @@ const LIMIT: usize = 64;
 /// How often to look whether a file of authorities was replaced.
 const RECHECK: Duration = Duration::from_secs(10);
 
-/// The rustls configurations of the process's upstream connections, one per [`Trust`]. Each has its own session
+/// The rustls configurations of the process's upstream connections, one per way of trusting. Each has its own session
 /// store: a session that was verified loosely is never resumed where more is asked for.
 pub struct UpstreamTls {
     provider: Arc<CryptoProvider>,

@@ -137,13 +137,23 @@ fn stamps(stores: &[Arc<TlsStore>]) -> Vec<(PathBuf, Option<Stamp>)> {
 
 /// Watches the directories; `None`, with a warning, where the system refuses.
 fn arm(stores: &[Arc<TlsStore>], event: Arc<Notify>) -> Option<RecommendedWatcher> {
+    arm_with(stores, move |_| event.notify_one())
+}
+
+/// As [`arm`], with what to do about a change.
+fn arm_with(
+    stores: &[Arc<TlsStore>],
+    changed: impl Fn(&notify::Event) + Send + 'static,
+) -> Option<RecommendedWatcher> {
     let directories: BTreeSet<_> = stores
         .iter()
         .flat_map(|store| disk::directories(&store.sources))
         .collect();
     let watcher = notify::recommended_watcher(move |found: notify::Result<notify::Event>| {
-        if found.is_ok_and(|found| !is_reading(&found.kind)) {
-            event.notify_one();
+        if let Ok(found) = found
+            && !is_reading(&found.kind)
+        {
+            changed(&found);
         }
     });
     let mut watcher = watcher
@@ -167,5 +177,55 @@ fn is_reading(kind: &EventKind) -> bool {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
         EventKind::Access(_) => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::Arc};
+
+    use notify::event::{CreateKind, ModifyKind};
+    use tempfile::tempdir;
+
+    use super::{super::testing::write_pair, *};
+
+    #[test]
+    fn only_reading_is_no_change() {
+        let cases = [
+            (EventKind::Access(AccessKind::Open(AccessMode::Any)), true),
+            (EventKind::Access(AccessKind::Close(AccessMode::Read)), true),
+            (
+                EventKind::Access(AccessKind::Close(AccessMode::Write)),
+                false,
+            ),
+            (EventKind::Create(CreateKind::File), false),
+            (EventKind::Modify(ModifyKind::Any), false),
+            (EventKind::Any, false),
+        ];
+        for (kind, expected) in cases {
+            assert_eq!(is_reading(&kind), expected, "{kind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reload_does_not_wake_the_watcher() {
+        let dir = tempdir().unwrap();
+        let files = write_pair(dir.path(), "a", &["a.example"]);
+        let store = TlsStore::load(None, Some(dir.path())).unwrap();
+        let stores: Arc<[_]> = Arc::from([Arc::new(store)]);
+        // Events come in order, so after reading, a change and its wake-up, nothing of the reading can be left.
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (log, event) = (seen.clone(), Arc::new(Notify::new()));
+        let woken = event.clone();
+        let _watcher = arm_with(&stores, move |found| {
+            log.lock().unwrap().push(found.clone());
+            woken.notify_one();
+        });
+        update(stores.clone(), None).await;
+        assert!(reload_each(&stores).is_empty());
+        fs::remove_file(&files.key).unwrap();
+        event.notified().await;
+        let seen = seen.lock().unwrap();
+        assert!(seen[0].kind.is_remove(), "{seen:?}");
     }
 }
