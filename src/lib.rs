@@ -11,6 +11,7 @@ pub mod proxy;
 pub mod route;
 pub mod server;
 pub mod source;
+pub mod sweep;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;

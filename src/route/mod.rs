@@ -1,5 +1,6 @@
 //! Routes: what a key means, and which route a request belongs to. Pure values; no I/O, no tokio.
 
+pub mod entry;
 pub mod host;
 pub mod key;
 pub mod path;
