@@ -1,6 +1,7 @@
 //! Every integration test, in one binary: files by behaviour, `support` starts what they need.
 
 mod etcd_access;
+mod etcd_faults;
 mod etcd_source;
 mod put_delete;
 mod support;

@@ -119,6 +119,13 @@ impl Follower {
             .await
     }
 
+    /// Stops listening; the source must end by itself.
+    pub async fn hang_up(mut self) {
+        self.updates.close();
+        let ended = timeout(DEADLINE, &mut self.task).await;
+        assert!(matches!(ended, Ok(Ok(()))), "the source goes on: {ended:?}");
+    }
+
     fn status(&self) -> Status {
         self.live.status.borrow().clone()
     }
