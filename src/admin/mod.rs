@@ -119,9 +119,6 @@ impl Admin {
         metrics.source_connected.set(i64::from(status.connected));
         let stale = stale_for(&status).unwrap_or_default();
         metrics.stale_seconds.set(stale.as_secs_f64());
-        metrics
-            .rejected_keys
-            .set(count(self.live.rejected.load().len()));
         metrics.hosts.set(count(counts.hosts));
         metrics.routes.set(count(counts.routes));
     }

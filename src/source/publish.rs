@@ -184,6 +184,9 @@ impl Publisher {
 
     fn delete_absent(&mut self, entries: &[Entry], revision: Revision) {
         self.build_drafts();
+        if self.table.counts().routes == 0 && self.rejections.is_empty() {
+            return;
+        }
         let present: HashSet<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
         let in_force = self.table.routes().flat_map(|route| keys_of(route));
         let mut gone: Vec<Bytes> = in_force
