@@ -32,7 +32,7 @@ impl Default for UpstreamOptions {
 /// Why a value is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadValue {
-    /// Over [`MAX_VALUE`].
+    /// Longer than any value we take.
     #[error("the value has {0} bytes; 65536 are the limit")]
     TooLong(usize),
     /// An unknown field, a bad type, a value out of range.
