@@ -56,6 +56,11 @@ impl Admin {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether [`Admin::begin_drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// Answers on this listener until dropped.
     ///
     /// # Errors
@@ -89,7 +94,7 @@ impl Admin {
     }
 
     fn readiness(&self) -> Readiness {
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             return Readiness::Draining;
         }
         let status = self.live.status.borrow();

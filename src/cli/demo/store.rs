@@ -29,9 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where routes are; taken away when dropped.
 pub(super) struct Store {
-    /// Held for both: etcd's data, or the routes themselves.
-    directory: TempDir,
+    /// Before the directory, so that it is killed before its data goes.
     etcd: Option<Etcd>,
+    /// Etcd's data, or the routes themselves.
+    directory: TempDir,
 }
 
 struct Etcd {
@@ -60,7 +61,7 @@ impl Store {
                 }
             },
         };
-        Ok(Self { directory, etcd })
+        Ok(Self { etcd, directory })
     }
 
     /// Kills etcd and waits for its end, so that its data can go.
@@ -217,4 +218,55 @@ fn config(url: &str) -> EtcdConfig {
 fn free_ports() -> io::Result<[u16; 2]> {
     let [one, other] = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
     Ok([one?.local_addr()?.port(), other?.local_addr()?.port()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::etcd::read_all;
+
+    #[tokio::test]
+    async fn a_directory_holds_the_routes_and_the_printed_lines_change_them() {
+        let store = Store::start(true).await.unwrap();
+        let [first, spare] = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        store.put("a.test", first).await.unwrap();
+        for line in [
+            store.add_line("a.test", spare),
+            store.remove_line("a.test", first),
+            store.settings_line("a.test", "{}"),
+        ] {
+            let status = Command::new("sh").args(["-c", &line]).status().await;
+            assert!(status.unwrap().success(), "{line}");
+        }
+        let host = store.hosts().join("a.test");
+        let names = fs::read_dir(&host).unwrap();
+        let mut names: Vec<_> = names.map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["127.0.0.1:2", "@settings"]);
+
+        store.stop().await;
+        assert!(!host.exists());
+    }
+
+    #[tokio::test]
+    async fn an_etcd_of_its_own_is_started_and_taken_away() {
+        let store = Store::start(false).await.unwrap();
+        let upstream = SocketAddr::from(([127, 0, 0, 1], 1));
+        store.put("a.test", upstream).await.unwrap();
+        let SourceConfig::Etcd(etcd) = store.source() else {
+            panic!("the tests need an etcd on the PATH")
+        };
+        let (entries, _) = read_all(&etcd, PREFIX).await.unwrap();
+        assert_eq!(entries[0].key, "/hosts/a.test/127.0.0.1:1");
+        assert!(
+            store
+                .add_line("b.test", upstream)
+                .contains(&etcd.endpoints[0])
+        );
+
+        let directory = store.hosts();
+        store.stop().await;
+        assert!(!directory.exists());
+        assert!(read_all(&etcd, PREFIX).await.is_err());
+    }
 }
