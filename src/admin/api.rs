@@ -13,7 +13,7 @@ use tokio::time;
 
 use super::{
     Admin,
-    explain::{self, Explanation, MemberView},
+    explain::{self, Explanation, MemberView, Policy},
     stale_for,
 };
 use crate::{
@@ -131,16 +131,18 @@ pub(super) struct RouteView {
 }
 
 impl RouteView {
-    pub(super) fn of(route: &Route, default_balance: Balance) -> Self {
+    pub(super) fn of(route: &Route, policy: &Policy) -> Self {
         let settings_key = route.settings_key.as_deref();
+        let view = |member| MemberView::of(member, &policy.deny);
+        let members = route.members.iter().map(view).collect();
         Self {
             name: route.name.clone(),
             host: route.host.to_string(),
             path_prefix: route.prefix.as_str().to_owned(),
-            balance: route.settings.balance.unwrap_or(default_balance),
+            balance: route.settings.balance.unwrap_or(policy.balance),
             settings_key: settings_key.map(|version| version.key.clone()),
             settings_mod_revision: settings_key.map(|version| version.mod_revision),
-            members: route.members.iter().map(MemberView::of).collect(),
+            members,
         }
     }
 }
@@ -181,7 +183,7 @@ pub(super) async fn routes(
         .last()
         .filter(|_| has_more)
         .map(|last| last.name.clone());
-    let view = |route: &Arc<Route>| RouteView::of(route, admin.balance);
+    let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
     Ok(Json(RoutesPage {
         revision,
         routes: page.iter().map(view).collect(),
@@ -208,7 +210,7 @@ pub(super) async fn explain(
     let request = explain::Request::parse(&query.url).map_err(Error::bad_request)?;
     let revision = admin.applied();
     let table = admin.live.table.load_full();
-    let explanation = explain::explain(&request, revision.map(|_| &*table), admin.balance);
+    let explanation = explain::explain(&request, revision.map(|_| &*table), &admin.policy);
     Ok(Json(explanation))
 }
 

@@ -22,19 +22,20 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
+use self::explain::Policy;
 use crate::{
     config::Config,
-    route::{Revision, settings::Balance},
+    route::Revision,
     source::{Live, Status},
     telemetry::metrics::Metrics,
+    upstream::dial::Deny,
 };
 
 /// What the admin API shows.
 pub struct Admin {
     live: Arc<Live>,
     metrics: Arc<Metrics>,
-    /// `--balance`, for routes that don't say.
-    balance: Balance,
+    policy: Policy,
     started: Instant,
     draining: AtomicBool,
 }
@@ -45,7 +46,10 @@ impl Admin {
         Arc::new(Self {
             live,
             metrics,
-            balance: config.balance,
+            policy: Policy {
+                balance: config.balance,
+                deny: Deny::new(config.upstream_deny.clone(), config.admin),
+            },
             started: Instant::now(),
             draining: AtomicBool::new(false),
         })
