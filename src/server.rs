@@ -132,6 +132,8 @@ impl Server {
                 End::Cut
             }
         };
+        // The source lets go of what it watches before anybody takes that away.
+        self.control_plane.shutdown().await;
         if let Some(access_log) = &self.access_log {
             let close = {
                 let access_log = access_log.clone();
