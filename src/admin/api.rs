@@ -19,9 +19,10 @@ use super::{
 use crate::{
     config::values,
     route::{HostPattern, Revision, Route, settings::Balance},
+    source::Rejected,
 };
 
-/// Most routes in one page.
+/// Most routes, or rejected keys, in one page.
 const LARGEST_PAGE: usize = 10_000;
 
 /// Longest wait in one request.
@@ -191,9 +192,30 @@ pub(super) async fn routes(
     }))
 }
 
-pub(super) async fn rejected(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RejectedQuery {
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+pub(super) struct RejectedPage {
+    /// How many there are, shown here or not.
+    total: usize,
+    rejected: Vec<Rejected>,
+}
+
+pub(super) async fn rejected(
+    State(admin): State<Arc<Admin>>,
+    parameters: Parameters<RejectedQuery>,
+) -> Result<Json<RejectedPage>, Error> {
+    let Query(query) = parameters?;
+    let limit = query.limit.unwrap_or(LARGEST_PAGE);
     let rejected = admin.live.rejected.load_full();
-    Json(serde_json::json!({ "rejected": *rejected }))
+    Ok(Json(RejectedPage {
+        total: rejected.len(),
+        rejected: rejected.iter().take(limit).cloned().collect(),
+    }))
 }
 
 #[derive(Deserialize)]

@@ -360,6 +360,9 @@ async fn rejected_keys_are_listed_and_the_page_is_self_contained() {
     let (_, body) = instance.json("/api/rejected").await;
     assert_eq!(body["rejected"][0]["key"], "/hosts/x");
     assert_eq!(body["rejected"][0]["last_good_in_force"], false);
+    let (_, body) = instance.json("/api/rejected?limit=0").await;
+    assert_eq!(body["total"], 1);
+    assert_eq!(body["rejected"].as_array().map(Vec::len), Some(0));
 
     let (code, page) = instance.text("GET /").await;
     assert_eq!(code, 200);
