@@ -6,10 +6,12 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod fleet;
 pub mod proxy;
 pub mod route;
 pub mod server;
 pub mod source;
+pub mod sweep;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;

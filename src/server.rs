@@ -1,1 +1,273 @@
-//! (skeleton)
+//! Wires the parts of one instance; starts them in order, and stops them in the opposite one.
+
+use std::{future, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::Admin,
+    config::{Config, SourceConfig},
+    source::{Live, Status, Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
+    telemetry::{access_log::AccessLog, metrics::Metrics},
+    worker::DataPlane,
+};
+
+/// Updates that may wait for the publisher; a full channel slows the source down.
+const UPDATES: usize = 64;
+
+/// How long the last lines of the access log may take.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What an instance is told while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Drain, with the delay in which whoever is in front can notice; the second time, end at once.
+    Terminate,
+    /// Drain without the delay; the second time, end at once.
+    Interrupt,
+    /// Read the certificates again.
+    Reload,
+}
+
+/// How an instance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every request was finished.
+    Finished,
+    /// Requests were cut off: the time to drain was over, or a second signal came.
+    Cut,
+}
+
+/// A running instance.
+pub struct Server {
+    admin: Arc<Admin>,
+    admin_address: SocketAddr,
+    data_plane: DataPlane,
+    access_log: Option<AccessLog>,
+    live: Arc<Live>,
+    /// Admin API, source and publisher; they end when this is dropped.
+    control_plane: JoinSet<&'static str>,
+    drain_delay: Duration,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Binds every address, then starts to read routes. Until the first table is there, requests get 503.
+    ///
+    /// # Errors
+    ///
+    /// Names the flag, the file or the address; whatever was opened is closed again.
+    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
+        let metrics = Metrics::new();
+        let listener = bind_admin(config.admin).await?;
+        // With port 0 the real one is to be refused as an upstream.
+        config.admin = listener.local_addr()?;
+        let live = Live::new(initial_status(&config.source));
+        let access_log = match &config.access_log {
+            Some(access_log) => Some(AccessLog::open(access_log, metrics.clone())?),
+            None => None,
+        };
+        let source = Source::new(&config)?;
+        let data_plane =
+            DataPlane::start(&config, live.clone(), metrics.clone(), access_log.clone())?;
+        let server = Self {
+            admin: Admin::new(&config, live.clone(), metrics.clone()),
+            admin_address: config.admin,
+            control_plane: JoinSet::new(),
+            drain_delay: config.drain_delay,
+            drain_timeout: config.drain_timeout,
+            data_plane,
+            access_log,
+            live,
+        };
+        server.announce(&config);
+        Ok(server.with_control_plane(config, listener, source, metrics))
+    }
+
+    /// Where requests are accepted, in the order of `--listen`, port 0 resolved.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.data_plane.addresses()
+    }
+
+    /// Where the admin API is, port 0 resolved.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The table and the state of the source.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Serves until told to end, or until the sender of `signals` is gone; then drains.
+    pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) -> End {
+        let delay = self.until_drain(&mut signals).await;
+        self.admin.begin_drain();
+        self.data_plane.begin_drain();
+        info!(
+            delay_seconds = delay.as_secs_f64(),
+            timeout_seconds = self.drain_timeout.as_secs_f64(),
+            "draining; a second signal ends at once"
+        );
+        let drain = async {
+            time::sleep(delay).await;
+            info!("no longer accepting");
+            self.data_plane.finish(self.drain_timeout).await
+        };
+        let end = tokio::select! {
+            cut = drain => match cut {
+                0 => {
+                    info!("every request was finished");
+                    End::Finished
+                }
+                cut => {
+                    warn!(requests = cut, "the time to drain is over; requests were cut off");
+                    End::Cut
+                }
+            },
+            () = second(&mut signals) => {
+                warn!("a second signal: ending at once");
+                End::Cut
+            }
+        };
+        if let Some(access_log) = &self.access_log {
+            let close = {
+                let access_log = access_log.clone();
+                move || access_log.close(LOG_PATIENCE)
+            };
+            if !tokio::task::spawn_blocking(close).await.unwrap_or(false) {
+                warn!("the last lines of the access log could not be written");
+            }
+        }
+        end
+    }
+
+    /// Returns the delay of the drain that was asked for.
+    async fn until_drain(&mut self, signals: &mut mpsc::Receiver<Signal>) -> Duration {
+        loop {
+            tokio::select! {
+                signal = signals.recv() => match signal {
+                    Some(Signal::Reload) => self.reload(),
+                    Some(Signal::Terminate) => return self.drain_delay,
+                    Some(Signal::Interrupt) | None => return Duration::ZERO,
+                },
+                // None of them ends by itself, but a bug in one must not stop the data plane, which needs none.
+                Some(ended) = self.control_plane.join_next() => match ended {
+                    Ok(part) => error!(part, "a part of the control plane ended; requests are still served"),
+                    Err(error) => error!(%error, "a part of the control plane failed; requests are still served"),
+                },
+            }
+        }
+    }
+
+    fn reload(&self) {
+        match self.data_plane.reload_certificates() {
+            Ok(()) => info!("read the certificates again"),
+            Err(error) => error!(
+                error = format!("{error:#}"),
+                "could not read the certificates again; the old ones stay in use"
+            ),
+        }
+    }
+
+    fn announce(&self, config: &Config) {
+        // Tests and scripts that bind port 0 read these lines.
+        info!(address = %self.admin_address, "serving the admin API");
+        for (address, listener) in self.addresses().iter().zip(&config.listeners) {
+            info!(%address, tls = listener.tls.is_some(), "listening");
+        }
+    }
+
+    fn with_control_plane(
+        mut self,
+        config: Config,
+        listener: TcpListener,
+        source: Source,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let admin = self.admin.clone();
+        self.control_plane.spawn(async move {
+            if let Err(error) = admin.serve(listener).await {
+                error!(error = format!("{error:#}"), "the admin API failed");
+            }
+            "admin API"
+        });
+        let (updates, received) = mpsc::channel(UPDATES);
+        let publisher = Publisher::new(
+            self.live.clone(),
+            metrics,
+            config.prefix,
+            config.balance,
+            Names::start(),
+        );
+        self.control_plane.spawn(async move {
+            publisher.run(received).await;
+            "publisher"
+        });
+        let live = self.live.clone();
+        self.control_plane.spawn(async move {
+            source.run(live, updates).await;
+            "source"
+        });
+        self
+    }
+}
+
+enum Source {
+    Etcd(Box<Etcd>),
+    Directory(Box<directory::Directory>),
+}
+
+impl Source {
+    fn new(config: &Config) -> anyhow::Result<Self> {
+        let prefix = config.prefix.clone();
+        Ok(match &config.source {
+            SourceConfig::Etcd(etcd) => Self::Etcd(Box::new(Etcd::new(etcd.clone(), prefix)?)),
+            SourceConfig::Directory(path) => {
+                let directory = directory::Directory::new(path.clone(), prefix)?;
+                Self::Directory(Box::new(directory))
+            }
+        })
+    }
+
+    async fn run(self, live: Arc<Live>, updates: mpsc::Sender<Update>) {
+        match self {
+            Self::Etcd(etcd) => etcd.run(live, updates).await,
+            Self::Directory(directory) => directory.run(live, updates).await,
+        }
+    }
+}
+
+fn initial_status(source: &SourceConfig) -> Status {
+    let (kind, location) = match source {
+        SourceConfig::Etcd(etcd) => ("etcd", etcd.endpoints.join(",")),
+        SourceConfig::Directory(path) => ("directory", path.display().to_string()),
+    };
+    Status {
+        kind,
+        connected: false,
+        location,
+        stale_since: None,
+        observed: None,
+        error: None,
+    }
+}
+
+async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("--admin: could not listen on {address}; free it or choose another address")
+    })
+}
+
+/// Ends with the next signal that asks for an end; a sender that is gone asks for nothing any more.
+async fn second(signals: &mut mpsc::Receiver<Signal>) {
+    loop {
+        match signals.recv().await {
+            Some(Signal::Terminate | Signal::Interrupt) => return,
+            Some(Signal::Reload) => {}
+            None => future::pending().await,
+        }
+    }
+}

@@ -1,1 +1,191 @@
-//! (skeleton)
+//! The admin API and the status page: what this instance serves, how its source is, and why a request goes where it
+//! goes. Reads only; nothing here is on a request's way.
+
+mod api;
+mod explain;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    config::Config,
+    route::{Revision, settings::Balance},
+    source::{Live, Status},
+    telemetry::metrics::Metrics,
+};
+
+/// What the admin API shows.
+pub struct Admin {
+    live: Arc<Live>,
+    metrics: Arc<Metrics>,
+    /// `--balance`, for routes that don't say.
+    balance: Balance,
+    started: Instant,
+    draining: AtomicBool,
+}
+
+impl Admin {
+    /// Not draining yet.
+    pub fn new(config: &Config, live: Arc<Live>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            live,
+            metrics,
+            balance: config.balance,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on `/readyz` fails.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers on this listener until dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the listener itself fails.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> anyhow::Result<()> {
+        axum::serve(listener, self.router())
+            .await
+            .context("the admin API ended")
+    }
+
+    /// Every path of DESIGN's admin API.
+    fn router(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/", get(page))
+            .route("/livez", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .route("/api/status", get(api::status))
+            .route("/api/routes", get(api::routes))
+            .route("/api/rejected", get(api::rejected))
+            .route("/api/explain", get(api::explain))
+            .route("/api/wait", get(api::wait))
+            .fallback(async || {
+                api::Error::new(StatusCode::NOT_FOUND, "there is nothing at this path")
+            })
+            .method_not_allowed_fallback(async || {
+                api::Error::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here")
+            })
+            .with_state(self)
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.draining.load(Ordering::Relaxed) {
+            return Readiness::Draining;
+        }
+        let status = self.live.status.borrow();
+        match *self.live.applied.borrow() {
+            None => Readiness::NoTable(status.error.clone()),
+            Some(_) => match stale_for(&status) {
+                Some(age) => Readiness::Stale(age, status.error.clone()),
+                None => Readiness::Ready,
+            },
+        }
+    }
+
+    fn applied(&self) -> Option<Revision> {
+        *self.live.applied.borrow()
+    }
+
+    /// What the control plane knows changes by itself (staleness does every moment): so it is read at each scrape.
+    fn refresh_metrics(&self) {
+        let metrics = &self.metrics.control_plane;
+        let status = self.live.status.borrow().clone();
+        let counts = self.live.table.load().counts();
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.revision.set(self.applied().unwrap_or_default());
+        metrics
+            .observed_revision
+            .set(status.observed.unwrap_or_default());
+        metrics.source_connected.set(i64::from(status.connected));
+        let stale = stale_for(&status).unwrap_or_default();
+        metrics.stale_seconds.set(stale.as_secs_f64());
+        metrics
+            .rejected_keys
+            .set(count(self.live.rejected.load().len()));
+        metrics.hosts.set(count(counts.hosts));
+        metrics.routes.set(count(counts.routes));
+    }
+}
+
+/// Whether requests should be sent here.
+enum Readiness {
+    Ready,
+    /// Routes are served, but changes have not reached us for so long, and why.
+    Stale(Duration, Option<String>),
+    /// Nothing was read from the source yet, and why.
+    NoTable(Option<String>),
+    Draining,
+}
+
+impl Readiness {
+    fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready | Self::Stale(..))
+    }
+}
+
+impl IntoResponse for Readiness {
+    fn into_response(self) -> Response {
+        let because = |error: Option<String>| error.map(|e| format!(": {e}")).unwrap_or_default();
+        let status = match self.is_ready() {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let text = match self {
+            Self::Ready => "ready\n".to_owned(),
+            Self::Stale(age, error) => {
+                format!("ready, stale for {}s{}\n", age.as_secs(), because(error))
+            }
+            Self::NoTable(error) => {
+                format!("not ready, no routes were read yet{}\n", because(error))
+            }
+            Self::Draining => "not ready, draining\n".to_owned(),
+        };
+        (status, text).into_response()
+    }
+}
+
+fn stale_for(status: &Status) -> Option<Duration> {
+    status.stale_since.map(|since| since.elapsed())
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Readiness {
+    admin.readiness()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.refresh_metrics();
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], admin.metrics.encode())
+}
+
+async fn page() -> impl IntoResponse {
+    // Nothing from elsewhere, and nothing from a route's name, may run in it.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
+    (
+        [(header::CONTENT_SECURITY_POLICY, policy)],
+        Html(include_str!("page.html")),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,173 @@
 //! The command line: the clap tree, and one file per subcommand.
 
-use std::process::ExitCode;
+mod admin_client;
+pub mod delete;
+pub mod demo;
+pub mod explain;
+pub mod healthcheck;
+pub mod put;
+pub mod routes;
+pub mod serve;
+mod target;
+pub mod version;
+pub mod wait;
+
+use std::{env, ffi::OsString, io, process::ExitCode};
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::Usage;
+
+/// A load balancer whose routing table lives in etcd
+///
+/// Any number of instances watch one etcd cluster: `etcdctl put /hosts/blog.example.com/10.0.0.7:4000 ''` adds an
+/// upstream to all of them, `etcdctl del` removes it, and no request is lost on the way.
+#[derive(Debug, Parser)]
+#[command(
+    name = "waypost",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  waypost demo                                      see it work, with nothing to install
+  waypost serve --etcd http://127.0.0.1:2379        route as the keys in etcd say
+  waypost put blog.example.com 10.0.0.7:4000        add an upstream
+  waypost explain http://blog.example.com/          why this request goes where it goes
+
+`waypost help COMMAND` says more about each."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Serve>),
+    Demo(demo::Demo),
+    Routes(routes::Routes),
+    Explain(explain::Explain),
+    Put(put::Put),
+    Delete(delete::Delete),
+    Wait(wait::Wait),
+    Healthcheck(healthcheck::Healthcheck),
+    Version(version::Version),
+}
 
 /// Parses the arguments, runs the command, and says how it ended: 0 done, 1 failed, 2 usage.
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    let parsed = parse(env::args_os()).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((cli, matches))
+    });
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return refuse(&error),
+    };
+    let outcome = match cli.command {
+        // Its runtime is its own: it outlives no signal, and has threads to spare for decoding a million keys.
+        Command::Serve(command) => command.run(matches.subcommand_matches("serve")),
+        Command::Version(command) => command.run(),
+        Command::Demo(command) => blocking(command.run()),
+        Command::Routes(command) => blocking(command.run()),
+        Command::Explain(command) => blocking(command.run()),
+        Command::Put(command) => blocking(command.run()),
+        Command::Delete(command) => blocking(command.run()),
+        Command::Wait(command) => blocking(command.run()),
+        Command::Healthcheck(command) => blocking(command.run()),
+    };
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<ArgMatches, clap::Error> {
+    Cli::command()
+        .mut_subcommands(|command| command.mut_args(without_empty_environment))
+        .try_get_matches_from(arguments)
+}
+
+/// `WAYPOST_LISTEN=` means the same as none: docker-compose passes variables on that way.
+fn without_empty_environment(arg: clap::Arg) -> clap::Arg {
+    let is_empty = |name| env::var_os(name).is_some_and(|value| value.is_empty());
+    match arg.get_env().is_some_and(is_empty) {
+        true => arg.env(None::<&'static str>),
+        false => arg,
+    }
+}
+
+fn blocking(
+    command: impl Future<Output = anyhow::Result<ExitCode>>,
+) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
+}
+
+/// What clap has to say: help and version on standard output, a usage error on standard error.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    match text.strip_prefix("error: ") {
+        Some(text) => eprint!("waypost: {text}"),
+        None => eprint!("{text}"),
+    }
+    ExitCode::from(2)
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if let Some(error) = error.downcast_ref::<clap::Error>() {
+        return refuse(error);
+    }
+    // `waypost routes | head` is no failure.
+    let is_closed_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(is_closed_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("waypost: {error:#}");
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_summary_and_examples() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for command in command.get_subcommands() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} has no summary");
+            let help = command.get_after_help().map(ToString::to_string);
+            assert!(help.is_some_and(|help| help.contains("waypost ")), "{name} has no examples");
+        }
+    }
+
+    #[test]
+    fn flags_of_serve_have_an_environment_twin() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("it is there");
+        for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let flag = arg.get_long().expect("serve has flags only");
+            let twin = format!("WAYPOST_{}", flag.replace('-', "_").to_uppercase());
+            let env = arg.get_env().and_then(|name| name.to_str());
+            assert_eq!(env, Some(twin.as_str()));
+        }
+    }
+
+    #[test]
+    fn commands_of_later_versions_are_unknown() {
+        for command in ["tunnel", "register", "rollback", ""] {
+            let arguments = ["waypost", command].map(OsString::from);
+            let error = parse(arguments).expect_err(command);
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
 }

@@ -1,12 +1,18 @@
 //! What `serve` runs with: flags, environment and file merged and parsed into final types.
 
+mod args;
 pub mod etcd;
+mod file;
+pub mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
-pub use self::etcd::{EtcdConfig, EtcdUser, Password};
+pub use self::{
+    args::ServeArgs,
+    etcd::{EtcdArgs, EtcdConfig, EtcdUser, Password},
+};
 use crate::route::settings::Balance;
 
 /// The whole configuration of one instance.
@@ -94,8 +100,20 @@ pub enum AccessLogFormat {
     Combined,
 }
 
+/// Flags that contradict each other: exit code 2 rather than 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(String);
+
+impl Usage {
+    /// As the error of a command.
+    pub fn new(message: &str) -> anyhow::Error {
+        Self(message.to_owned()).into()
+    }
+}
+
 /// `--log-format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
     #[default]
@@ -103,3 +121,6 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Routes: what a key means, and which route a request belongs to. Pure values; no I/O, no tokio.
 
+pub mod entry;
 pub mod host;
 pub mod key;
 pub mod path;
@@ -10,13 +11,14 @@ pub mod value;
 use std::sync::Arc;
 
 pub use host::HostPattern;
+pub use key::RouteId;
 pub use path::PathPrefix;
 pub use settings::Settings;
 pub use table::Table;
 
 use crate::{
     telemetry::metrics::RouteMetrics,
-    upstream::{Upstream, balancer::Balancer},
+    upstream::{Endpoint, Upstream, balancer::Balancer},
 };
 
 /// The etcd revision a table corresponds to (with the directory source: a counter of the process).
@@ -32,15 +34,38 @@ pub struct Route {
     /// Host and prefix as one text, `blog.example.com/api`: for logs, metrics and `explain`.
     pub name: Arc<str>,
     /// `@settings` of this route, defaults filled in.
-    pub settings: Settings,
+    pub settings: Arc<Settings>,
     /// The `@settings` key in force, and its mod_revision.
-    pub settings_key: Option<KeyVersion>,
+    pub settings_key: Option<Box<KeyVersion>>,
     /// Its upstreams, ordered by key.
     pub members: Vec<Member>,
     /// Picks one of `members` for a request.
     pub balancer: Balancer,
     /// Its counters, resolved once.
     pub metrics: Arc<RouteMetrics>,
+}
+
+impl Route {
+    /// The member to send a request to, by index: none of `tried`, and one whose name has no address yet only if
+    /// there is no other. `None`: nobody is left.
+    pub fn pick(&self, tried: &[usize]) -> Option<usize> {
+        let is_untried = |member: usize| !tried.contains(&member);
+        let is_resolved = |member: usize| {
+            let identity = &self.members[member].upstream.identity;
+            !matches!(identity.endpoint, Endpoint::Unresolved(..))
+        };
+        self.balancer
+            .pick(|member| is_untried(member) && is_resolved(member))
+            .or_else(|| self.balancer.pick(is_untried))
+    }
+
+    /// Which route this is.
+    pub fn id(&self) -> RouteId {
+        RouteId {
+            host: self.host.clone(),
+            prefix: self.prefix.clone(),
+        }
+    }
 }
 
 /// An upstream as one route sees it.
@@ -50,6 +75,9 @@ pub struct Member {
     pub upstream: Arc<Upstream>,
     /// The share of requests it gets, relative to its siblings; 0 gets none.
     pub weight: u32,
+    /// Another key of the route, sorted before this one, names the same upstream (`Blog.x` and `blog.x` are one
+    /// host). This key keeps it in the route should the other go; it gets no requests of its own.
+    pub is_alias: bool,
     /// The key it comes from.
     pub key: KeyVersion,
 }

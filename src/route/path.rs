@@ -1,5 +1,279 @@
-//! Path prefixes.
+//! Path prefixes, and the form of a path they are compared in.
+//!
+//! In that form every percent triple of a printable ASCII character is decoded, except of `/` and `%` (an encoded
+//! slash separates no segments); everything else is an upper-case triple, so it is always ASCII. Requests are
+//! looked up in it, with `.`, `..` and empty segments resolved as an upstream would; what is forwarded stays as it came.
 
-/// (skeleton)
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PathPrefix;
+use std::{borrow::Cow, fmt, fmt::Write as _, str::FromStr};
+
+/// Which paths of its host a route serves, on whole segments: `/api` is `/api` and `/api/x`, not `/apix`.
+/// Empty for all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PathPrefix(Box<str>);
+
+/// Why a text is no path prefix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPrefix {
+    /// `a//b`.
+    #[error("the path prefix {0:?} has an empty segment; write single slashes")]
+    EmptySegment(String),
+    /// `.` or `..`, encoded or not: requests are compared with those resolved.
+    #[error(
+        "the path prefix {0:?} has a \".\" or \"..\" segment, which no request's path can match"
+    )]
+    DotSegment(String),
+    /// `?` or `#`.
+    #[error("the path prefix {0:?} has a \"?\" or \"#\", which end a path; write %3F or %23")]
+    Delimiter(String),
+}
+
+/// Without the slash in front, as a key has it: `api/v1`.
+impl FromStr for PathPrefix {
+    type Err = BadPrefix;
+
+    fn from_str(text: &str) -> Result<Self, BadPrefix> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        if text.contains(['?', '#']) {
+            return Err(BadPrefix::Delimiter(text.to_owned()));
+        }
+        let mut canonical = String::with_capacity(text.len() + 1);
+        for segment in text.split('/') {
+            let segment = canonical_segment(segment);
+            match &*segment {
+                "" => return Err(BadPrefix::EmptySegment(text.to_owned())),
+                "." | ".." => return Err(BadPrefix::DotSegment(text.to_owned())),
+                segment => {
+                    canonical.push('/');
+                    canonical.push_str(segment);
+                }
+            }
+        }
+        Ok(Self(canonical.into()))
+    }
+}
+
+impl fmt::Display for PathPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl PathPrefix {
+    /// Starts with `/` and has no trailing one; empty for all paths.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it covers every path.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether it covers a path that went through [`normalise`].
+    pub fn covers(&self, normalised: &str) -> bool {
+        normalised
+            .strip_prefix(&*self.0)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || self.is_empty())
+    }
+
+    /// What of a raw path (no query) follows the prefix: empty, or starting with `/`. Segments are compared decoded,
+    /// but nothing is resolved, so `None` is possible for a path whose normalised form is covered: such a path
+    /// cannot be stripped without rewriting it.
+    pub fn strip<'p>(&self, raw_path: &'p str) -> Option<&'p str> {
+        let mut rest = raw_path;
+        for expected in self.0.split('/').skip(1) {
+            let behind_slash = rest.strip_prefix('/')?;
+            let end = behind_slash.find('/').unwrap_or(behind_slash.len());
+            let (segment, behind) = behind_slash.split_at(end);
+            if canonical_segment(segment) != expected {
+                return None;
+            }
+            rest = behind;
+        }
+        Some(rest)
+    }
+}
+
+/// A raw path (no query) in the form prefixes are compared in. Borrowed if it is in that form already.
+pub fn normalise(raw_path: &str) -> Cow<'_, str> {
+    if !needs_work(raw_path.as_bytes()) {
+        return Cow::Borrowed(raw_path);
+    }
+    let Some(segments) = raw_path.strip_prefix('/') else {
+        // `*` of OPTIONS, or nothing: no prefix but the empty one covers it.
+        return Cow::Borrowed("");
+    };
+    let mut path = String::with_capacity(raw_path.len() + 8);
+    for segment in segments.split('/') {
+        let segment = canonical_segment(segment);
+        match &*segment {
+            "" | "." => {}
+            ".." => path.truncate(path.rfind('/').unwrap_or(0)),
+            segment => {
+                path.push('/');
+                path.push_str(segment);
+            }
+        }
+    }
+    if path.is_empty() || raw_path.ends_with('/') {
+        path.push('/');
+    }
+    Cow::Owned(path)
+}
+
+/// One pass: a `%`, a byte that is encoded in the canonical form, `//` or `/.`.
+fn needs_work(path: &[u8]) -> bool {
+    let mut previous = 0;
+    for &byte in path {
+        if byte == b'%' || !is_kept(byte) || previous == b'/' && matches!(byte, b'/' | b'.') {
+            return true;
+        }
+        previous = byte;
+    }
+    path.first() != Some(&b'/')
+}
+
+/// Printable ASCII stands for itself.
+fn is_kept(byte: u8) -> bool {
+    byte.is_ascii_graphic()
+}
+
+fn canonical_segment(raw: &str) -> Cow<'_, str> {
+    let bytes = raw.as_bytes();
+    if bytes.iter().all(|&byte| byte != b'%' && is_kept(byte)) {
+        return Cow::Borrowed(raw);
+    }
+    let mut canonical = String::with_capacity(raw.len() + 8);
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let triple = (byte == b'%')
+            .then(|| decode_triple(&bytes[at + 1..]))
+            .flatten();
+        at += if triple.is_some() { 3 } else { 1 };
+        match triple {
+            Some(decoded) if is_kept(decoded) && !matches!(decoded, b'/' | b'%') => {
+                canonical.push(char::from(decoded));
+            }
+            Some(decoded) => push_triple(&mut canonical, decoded),
+            None if is_kept(byte) => canonical.push(char::from(byte)),
+            None => push_triple(&mut canonical, byte),
+        }
+    }
+    Cow::Owned(canonical)
+}
+
+fn decode_triple(digits: &[u8]) -> Option<u8> {
+    let digit = |index: usize| char::from(*digits.get(index)?).to_digit(16);
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+}
+
+fn push_triple(text: &mut String, byte: u8) {
+    write!(text, "%{byte:02X}").expect("writing to a String cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> PathPrefix {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn paths_are_normalised_for_look_up() {
+        for (raw, expected) in [
+            ("/", "/"),
+            ("/api/x", "/api/x"),
+            ("/api/", "/api/"),
+            ("//api///x", "/api/x"),
+            ("/a/./b/../c", "/a/c"),
+            ("/a/%2e%2E/c", "/c"),
+            ("/../../x", "/x"),
+            ("/a/..", "/"),
+            ("/%61pi", "/api"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a%252Fb", "/a%252Fb"),
+            ("/%zz%4", "/%zz%4"),
+            ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/café", "/caf%C3%A9"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a.b/c", "/a.b/c"),
+            ("*", ""),
+            ("", ""),
+        ] {
+            assert_eq!(normalise(raw), expected, "{raw}");
+        }
+    }
+
+    #[test]
+    fn plain_paths_are_borrowed() {
+        for raw in ["/", "/api/x", "/a.b/c/", "/a;b=c,d"] {
+            assert!(matches!(normalise(raw), Cow::Borrowed(_)), "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_covers_whole_segments() {
+        for (text, path, expected) in [
+            ("", "/x", true),
+            ("", "", true),
+            ("", "*", true),
+            ("api", "/api", true),
+            ("api", "/api/", true),
+            ("api", "/api/x", true),
+            ("api", "/apix", false),
+            ("api", "/", false),
+            ("api/v1", "/api/v1/x", true),
+            ("api/v1", "/api/v10", false),
+            ("%61pi", "/api", true),
+            ("a%2Fb", "/a%2fb", true),
+            ("a%2Fb", "/a/b", false),
+            ("a/b", "/a%2fb", false),
+            ("café", "/caf%c3%a9/x", true),
+            ("api", "/x/..//api", true),
+            ("api", "/api/../x", false),
+        ] {
+            assert_eq!(
+                prefix(text).covers(&normalise(path)),
+                expected,
+                "{text:?} on {path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn stripping_keeps_the_rest_as_it_came() {
+        for (text, raw, expected) in [
+            ("", "/x", Some("/x")),
+            ("api", "/api", Some("")),
+            ("api", "/api/", Some("/")),
+            ("api", "/%61pi/%7Ex//y/../z", Some("/%7Ex//y/../z")),
+            ("a/b", "/a/b/c", Some("/c")),
+            ("a%2Fb", "/a%2fb/c", Some("/c")),
+            ("api", "//api/x", None),
+            ("api", "/x/../api", None),
+            ("api", "/apix", None),
+            ("api", "*", None),
+            ("api", "", None),
+        ] {
+            assert_eq!(prefix(text).strip(raw), expected, "{text:?} off {raw:?}");
+        }
+    }
+
+    #[test]
+    fn bad_prefixes_are_refused_with_what_is_wrong() {
+        for (text, expected) in [
+            ("a//b", "empty segment"),
+            ("/a", "empty segment"),
+            ("a/", "empty segment"),
+            ("a/./b", "\"..\""),
+            ("a/%2e%2e", "\"..\""),
+            ("a?b", "%3F"),
+        ] {
+            let error = text.parse::<PathPrefix>().expect_err(text).to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

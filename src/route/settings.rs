@@ -1,8 +1,15 @@
 //! `@settings` of a route: the JSON as written, parsed into final types with the defaults filled in.
 
-use std::time::Duration;
+mod written;
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue};
+
+use super::value::BadValue;
 
 /// The settings of one route, as the request's way reads them.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +32,22 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// The largest request body, in bytes; 413 beyond. `None`: no limit.
     pub max_body: Option<u64>,
+}
+
+impl Settings {
+    /// What a `@settings` key's value asks for.
+    ///
+    /// # Errors
+    /// What is no JSON object, an unknown field, a bad type, a value out of range, or a feature of a later version.
+    pub fn parse(value: &[u8]) -> Result<Self, BadValue> {
+        written::parse(value)
+    }
+
+    /// The defaults, shared by every route without a `@settings` key.
+    pub fn shared_default() -> Arc<Self> {
+        static DEFAULT: LazyLock<Arc<Settings>> = LazyLock::new(Arc::default);
+        DEFAULT.clone()
+    }
 }
 
 /// `"balance"`, and `--balance`.

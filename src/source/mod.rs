@@ -40,6 +40,24 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The key that changed.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision of the change.
+    pub fn mod_revision(&self) -> Revision {
+        match self {
+            Self::Put(entry) => entry.mod_revision,
+            Self::Delete { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
 /// What a source tells the publisher. Never splits a revision; may cover several.
 #[derive(Clone, Debug)]
 pub enum Update {

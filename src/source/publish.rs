@@ -1,1 +1,410 @@
-//! (skeleton)
+//! From updates to tables: the one writer of [`Live`].
+//!
+//! The table itself is the state: each member knows its key, so an update is applied to the routes it names and to
+//! nothing else. Keys are told apart as they are stored, so two spellings of one host don't delete each other.
+
+mod draft;
+mod rejections;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+use self::{
+    draft::{Draft, Workshop, WrittenSettings, WrittenUpstream, name_of},
+    rejections::{Rejections, rejected},
+};
+use super::{
+    Change, Entry, Live, Rejected, Update,
+    resolve::{Answer, Names},
+};
+use crate::{
+    route::{
+        Revision, Route, RouteId, Table,
+        entry::{self, Meaning},
+        key::{self, Key},
+        settings::Balance,
+    },
+    telemetry::metrics::Metrics,
+    upstream::Registry,
+};
+
+/// How many queued updates one swap may cover.
+const MOST_UPDATES_A_SWAP: usize = 256;
+
+/// How many routes are edited before they are built. Bounds the memory of a large snapshot, whose keys are sorted,
+/// so that hardly any route is opened twice.
+const MOST_DRAFTS: usize = 1024;
+
+/// How long the first table waits for the names in it.
+const FIRST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Applies updates and publishes tables.
+pub struct Publisher {
+    live: Arc<Live>,
+    metrics: Arc<Metrics>,
+    prefix: String,
+    default_balance: Balance,
+    registry: Registry,
+    names: Names,
+    uses: HashMap<Arc<str>, NameUse>,
+    /// What is published next.
+    table: Table,
+    is_table_changed: bool,
+    /// `None` until the first update.
+    revision: Option<Revision>,
+    drafts: HashMap<RouteId, Draft>,
+    rejections: Rejections,
+    changed_keys: usize,
+}
+
+/// A name in use.
+#[derive(Default)]
+struct NameUse {
+    /// Sorted; empty while unknown.
+    addresses: Vec<IpAddr>,
+    /// Answered, if only with "no address".
+    is_answered: bool,
+    routes: HashSet<RouteId>,
+}
+
+/// How far an update is to be believed against what is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It is the truth, whatever its revisions: the history may be another one.
+    Snapshot,
+    /// After a resume the stream repeats itself: what is older than what is known was seen.
+    Stream,
+}
+
+/// Every key among `entries` that would be rejected, and why. What `check` prints is what [`Publisher`] does.
+pub fn check<'e>(prefix: &str, entries: impl IntoIterator<Item = &'e Entry>) -> Vec<Rejected> {
+    let judge = |entry: &Entry| {
+        let error = entry::parse(prefix, &entry.key, &entry.value).err()?;
+        Some(rejected(entry, error, false))
+    };
+    entries.into_iter().filter_map(judge).collect()
+}
+
+impl Publisher {
+    /// A publisher of `live` for keys below `prefix`; `default_balance` is for routes that don't say.
+    pub fn new(
+        live: Arc<Live>,
+        metrics: Arc<Metrics>,
+        prefix: String,
+        default_balance: Balance,
+        names: Names,
+    ) -> Self {
+        Self {
+            registry: Registry::new(metrics.clone()),
+            live,
+            metrics,
+            prefix,
+            default_balance,
+            names,
+            uses: HashMap::new(),
+            table: Table::default(),
+            is_table_changed: false,
+            revision: None,
+            drafts: HashMap::new(),
+            rejections: Rejections::default(),
+            changed_keys: 0,
+        }
+    }
+
+    /// Applies updates until their sender is gone. What queued up meanwhile shares one swap.
+    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        let mut batch = Vec::with_capacity(MOST_UPDATES_A_SWAP);
+        loop {
+            tokio::select! {
+                received = updates.recv_many(&mut batch, MOST_UPDATES_A_SWAP) => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+                answer = self.names.answer() => self.apply_answer(answer),
+            }
+            for update in batch.drain(..) {
+                self.apply(update);
+            }
+            self.build_drafts();
+            if self.live.applied.borrow().is_none() && self.revision.is_some() {
+                self.await_first_answers().await;
+            }
+            self.publish();
+        }
+    }
+
+    /// So that a start with names in the table doesn't begin with requests failing.
+    async fn await_first_answers(&mut self) {
+        let is_open = |publisher: &Self| publisher.uses.values().any(|name| !name.is_answered);
+        let answers = async {
+            while is_open(self) {
+                let answer = self.names.answer().await;
+                self.apply_answer(answer);
+            }
+        };
+        if tokio::time::timeout(FIRST_ANSWERS, answers).await.is_err() {
+            debug!("the first table goes out with names that are not resolved yet");
+        }
+        self.build_drafts();
+    }
+
+    fn apply(&mut self, update: Update) {
+        let revision = match update {
+            Update::Snapshot { entries, revision } => {
+                self.delete_absent(&entries, revision);
+                for entry in entries {
+                    self.put(&entry, Origin::Snapshot);
+                }
+                revision
+            }
+            Update::Changes { changes, revision } => {
+                for change in changes {
+                    match change {
+                        Change::Put(entry) => self.put(&entry, Origin::Stream),
+                        Change::Delete { key, mod_revision } => {
+                            self.delete(&key, mod_revision, Origin::Stream);
+                        }
+                    }
+                }
+                revision
+            }
+            Update::Progress { revision } => revision,
+        };
+        self.revision = Some(revision);
+    }
+
+    fn delete_absent(&mut self, entries: &[Entry], revision: Revision) {
+        self.build_drafts();
+        let present: HashSet<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
+        let in_force = self.table.routes().flat_map(|route| keys_of(route));
+        let mut gone: Vec<Bytes> = in_force
+            .filter(|key| !present.contains(key.as_bytes()))
+            .map(|key| Bytes::copy_from_slice(key.as_bytes()))
+            .collect();
+        let rejected = self.rejections.keys();
+        gone.extend(rejected.filter(|key| !present.contains(&***key)).cloned());
+        for key in gone {
+            self.delete(&key, revision, Origin::Snapshot);
+        }
+    }
+
+    fn put(&mut self, entry: &Entry, origin: Origin) {
+        let key = match key::parse(&self.prefix, &entry.key) {
+            Ok(Key::Fleet) => return,
+            Ok(key) => key,
+            Err(error) => {
+                let rejected = rejected(entry, error, false);
+                self.rejections.add(&entry.key, rejected);
+                return;
+            }
+        };
+        let rejected_at = self.rejections.mod_revision(&entry.key);
+        let Some((text, draft)) = self.open(&key, &entry.key) else {
+            return;
+        };
+        let mod_revision = entry.mod_revision;
+        let known = draft.mod_revision(text);
+        if origin == Origin::Stream && known.max(rejected_at) > Some(mod_revision) {
+            return;
+        }
+        let is_change = match entry::meaning(key, &entry.value) {
+            Ok(Meaning::Upstream {
+                address, options, ..
+            }) => draft.put_upstream(
+                text,
+                WrittenUpstream {
+                    address,
+                    options,
+                    mod_revision,
+                },
+            ),
+            Ok(Meaning::Settings { settings, .. }) => draft.put_settings(
+                text,
+                WrittenSettings {
+                    settings,
+                    mod_revision,
+                },
+            ),
+            Ok(Meaning::Fleet) => false,
+            Err(error) => {
+                let rejected = rejected(entry, error, known.is_some());
+                self.rejections.add(&entry.key, rejected);
+                return;
+            }
+        };
+        self.rejections.clear(&entry.key);
+        if is_change {
+            debug!(key = text, mod_revision, "key put");
+            self.changed_keys += 1;
+        }
+        self.bound_drafts();
+    }
+
+    fn delete(&mut self, raw_key: &Bytes, mod_revision: Revision, origin: Origin) {
+        let is_seen = |known: Option<Revision>| {
+            origin == Origin::Stream && known.is_some_and(|known| known > mod_revision)
+        };
+        if is_seen(self.rejections.mod_revision(raw_key)) {
+            return;
+        }
+        if let Ok(key) = key::parse(&self.prefix, raw_key)
+            && let Some((text, draft)) = self.open(&key, raw_key)
+            && !is_seen(draft.mod_revision(text))
+            && draft.delete(text)
+        {
+            debug!(key = text, mod_revision, "key deleted");
+            self.changed_keys += 1;
+        }
+        self.rejections.clear(raw_key);
+        self.bound_drafts();
+    }
+
+    /// The draft of the route a key belongs to, and the key as text.
+    fn open<'k>(&mut self, key: &Key, raw_key: &'k [u8]) -> Option<(&'k str, &mut Draft)> {
+        let (Key::Upstream { route, .. } | Key::Settings { route }) = key else {
+            return None;
+        };
+        let text = std::str::from_utf8(raw_key).ok()?;
+        Some((text, open(&mut self.drafts, &self.table, route)))
+    }
+
+    fn bound_drafts(&mut self) {
+        if self.drafts.len() >= MOST_DRAFTS {
+            self.build_drafts();
+        }
+    }
+
+    fn build_drafts(&mut self) {
+        let mut drafts = std::mem::take(&mut self.drafts);
+        for (_, draft) in drafts.drain() {
+            if draft.is_changed() {
+                self.build(draft);
+            }
+        }
+        // Its allocation serves the next batch.
+        self.drafts = drafts;
+    }
+
+    fn build(&mut self, draft: Draft) {
+        let id = draft.id().clone();
+        self.follow_names(&draft);
+        let uses = &self.uses;
+        let route = draft.build(&mut Workshop {
+            registry: &mut self.registry,
+            metrics: &self.metrics,
+            default_balance: self.default_balance,
+            addresses_of: |name: &str| uses.get(name).map_or(&[][..], |name| &name.addresses),
+        });
+        match route {
+            Some(route) => self.table.insert(route),
+            None => self.table.remove(&id),
+        }
+        self.is_table_changed = true;
+    }
+
+    /// Asks for the names a route has got, and lets go of those it had.
+    fn follow_names(&mut self, draft: &Draft) {
+        let names = draft.names();
+        let former = draft.before().map(|route| names_of(route));
+        for name in former.into_iter().flatten() {
+            let Some(name_use) = self.uses.get_mut(&*name) else {
+                continue;
+            };
+            if !names.contains(&*name)
+                && name_use.routes.remove(draft.id())
+                && name_use.routes.is_empty()
+            {
+                self.uses.remove(&*name);
+                self.names.forget(&name);
+            }
+        }
+        for name in names {
+            if !self.uses.contains_key(name) {
+                let name: Arc<str> = name.into();
+                self.names.watch(name.clone());
+                self.uses.insert(name, NameUse::default());
+            }
+            if let Some(name_use) = self.uses.get_mut(name) {
+                name_use.routes.insert(draft.id().clone());
+            }
+        }
+    }
+
+    fn apply_answer(&mut self, answer: Answer) {
+        let Some(name_use) = self.uses.get_mut(&answer.name) else {
+            return;
+        };
+        name_use.is_answered = true;
+        if name_use.addresses == answer.addresses {
+            return;
+        }
+        info!(name = &*answer.name, addresses = ?answer.addresses, "name resolved");
+        name_use.addresses = answer.addresses;
+        for id in &name_use.routes {
+            open(&mut self.drafts, &self.table, id).touch();
+        }
+        // Now, because the next answer may change which routes use which name.
+        self.build_drafts();
+    }
+
+    fn publish(&mut self) {
+        let Some(revision) = self.revision else {
+            return;
+        };
+        let is_first = self.live.applied.borrow().is_none();
+        let is_swap = std::mem::take(&mut self.is_table_changed) || is_first;
+        self.rejections.publish(&self.live, &self.metrics);
+        if is_swap {
+            self.table.revision = revision;
+            self.live.table.store(Arc::new(self.table.clone()));
+            let counts = self.table.counts();
+            info!(
+                revision,
+                changed_keys = self.changed_keys,
+                hosts = counts.hosts,
+                "routes applied"
+            );
+            self.changed_keys = 0;
+            let control_plane = &self.metrics.control_plane;
+            control_plane.table_swaps.inc();
+            control_plane.hosts.set(gauge(counts.hosts));
+            control_plane.routes.set(gauge(counts.routes));
+        }
+        self.metrics.control_plane.revision.set(revision);
+        self.live.applied.send_replace(Some(revision));
+    }
+}
+
+fn open<'d>(drafts: &'d mut HashMap<RouteId, Draft>, table: &Table, id: &RouteId) -> &'d mut Draft {
+    drafts
+        .entry(id.clone())
+        .or_insert_with(|| Draft::open(id.clone(), table.route(id)))
+}
+
+fn keys_of(route: &Route) -> impl Iterator<Item = &Arc<str>> {
+    let members = route.members.iter().map(|member| &member.key.key);
+    members.chain(route.settings_key.iter().map(|version| &version.key))
+}
+
+fn names_of(route: &Route) -> HashSet<Box<str>> {
+    let members = route.members.iter();
+    members
+        .filter_map(|member| name_of(&member.upstream.identity.endpoint.written()).map(Box::from))
+        .collect()
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

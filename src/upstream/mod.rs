@@ -6,6 +6,12 @@
 
 pub mod address;
 pub mod balancer;
+pub mod dial;
+pub mod http1;
+pub mod pool;
+pub mod request_body;
+pub mod tls;
+pub mod transport;
 
 use std::{
     collections::HashMap,

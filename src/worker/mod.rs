@@ -1,46 +1,197 @@
 //! The data plane: one thread per worker, each with its own sockets, tasks and pools.
+//!
+//! Nothing on a request's way crosses threads but the table and the counters in upstreams. Kernel-side
+//! `SO_REUSEPORT` spreads connections over the workers.
 
-use std::{sync::Arc, time::Duration};
+mod connection;
+pub mod io;
+pub mod listener;
+mod thread;
+pub mod tls;
 
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::sync::{oneshot, watch};
+
+use self::{thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
+    proxy::{client::ClientLimits, forwarded::TrustedProxies},
     source::Live,
     telemetry::{access_log::AccessLog, metrics::Metrics},
+    upstream::{dial::Deny, tls::UpstreamTls},
 };
 
 /// All workers of the process.
-pub struct DataPlane {}
+pub struct DataPlane {
+    addresses: Vec<SocketAddr>,
+    certificates: Vec<Arc<TlsStore>>,
+    stage: watch::Sender<Stage>,
+    workers: Vec<Worker>,
+}
+
+struct Worker {
+    thread: JoinHandle<()>,
+    /// The number of requests that were cut, once the worker has ended.
+    ended: oneshot::Receiver<usize>,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// It hasn't begun.
+    Serving,
+    /// Connections are told to leave; new ones are still taken.
+    Draining,
+    /// No new connections; running requests finish.
+    Closing,
+    /// What still runs is cut.
+    Aborting,
+}
+
+/// The sockets of one worker, and what is spoken on each.
+struct Accepting {
+    socket: TcpListener,
+    tls: Option<Arc<TlsStore>>,
+}
+
+/// How long the workers may take to end once they were told to cut what runs.
+const ABORT: Duration = Duration::from_secs(2);
 
 impl DataPlane {
     /// Binds every listener and starts the workers. A busy port or a bad certificate fails it: whatever was opened
     /// is closed again, and the error names the address or the file.
     pub fn start(
-        _config: &Config,
-        _live: Arc<Live>,
-        _metrics: Arc<Metrics>,
-        _access_log: Option<AccessLog>,
+        config: &Config,
+        live: Arc<Live>,
+        metrics: Arc<Metrics>,
+        access_log: Option<AccessLog>,
     ) -> anyhow::Result<Self> {
-        todo!()
+        let certificates = config
+            .listeners
+            .iter()
+            .map(|listener| {
+                let Some(tls) = &listener.tls else {
+                    return Ok(None);
+                };
+                TlsStore::load(tls.certificate.as_ref(), config.tls_dir.as_deref())
+                    .map(|store| Some(Arc::new(store)))
+                    .with_context(|| format!("--listen https://{}", listener.address))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let sockets = listener::bind_all(&config.listeners, config.workers)?;
+        let addresses = sockets
+            .iter()
+            .map(|sockets| {
+                sockets[0]
+                    .local_addr()
+                    .context("reading the address of a listener")
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+
+        let shared = Shared {
+            live,
+            metrics,
+            access_log,
+            trusted: Arc::new(
+                config
+                    .trusted_proxies
+                    .iter()
+                    .copied()
+                    .collect::<TrustedProxies>(),
+            ),
+            deny: Arc::new(Deny::new(config.upstream_deny.clone(), config.admin)),
+            tls: Arc::new(UpstreamTls::new()),
+            limits: ClientLimits::default(),
+        };
+        let mut by_worker: Vec<Vec<Accepting>> = (0..config.workers).map(|_| Vec::new()).collect();
+        for (sockets, store) in sockets.into_iter().zip(&certificates) {
+            for (accepting, socket) in by_worker.iter_mut().zip(sockets) {
+                accepting.push(Accepting {
+                    socket,
+                    tls: store.clone(),
+                });
+            }
+        }
+        let stage = watch::Sender::new(Stage::Serving);
+        let workers = by_worker
+            .into_iter()
+            .enumerate()
+            .map(|(index, accepting)| {
+                let (shared, stage) = (shared.clone(), stage.subscribe());
+                let (tell, ended) = oneshot::channel();
+                let thread = std::thread::Builder::new()
+                    .name(format!("worker-{index}"))
+                    .spawn(move || thread::run(shared, accepting, stage, tell))
+                    .context("starting a worker thread")?;
+                Ok(Worker { thread, ended })
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Self {
+            addresses,
+            certificates: certificates.into_iter().flatten().collect(),
+            stage,
+            workers,
+        })
     }
 
     /// The addresses that were bound, in the order of the listeners (port 0 resolved).
-    pub fn addresses(&self) -> Vec<std::net::SocketAddr> {
-        todo!()
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.clone()
     }
 
-    /// Reads every certificate again; on an error the old ones stay in use.
+    /// The certificates of the listeners, to be watched for changes.
+    pub fn certificates(&self) -> Vec<Arc<TlsStore>> {
+        self.certificates.clone()
+    }
+
+    /// Reads every certificate again; on an error the old ones stay in use. Blocks on the file system.
     pub fn reload_certificates(&self) -> anyhow::Result<()> {
-        todo!()
+        tls::reload_all(&self.certificates)
     }
 
     /// From now on HTTP/1 answers carry `Connection: close` and HTTP/2 connections get GOAWAY; accepting goes on.
     pub fn begin_drain(&self) {
-        todo!()
+        self.stage.send_replace(Stage::Draining);
     }
 
     /// Accepts what is queued, closes the listening sockets, and waits until the last request ended or `grace` is
     /// over; what still runs then is cut off. Returns how many requests were cut.
-    pub async fn finish(self, _grace: Duration) -> usize {
-        todo!()
+    pub async fn finish(self, grace: Duration) -> usize {
+        self.stage.send_replace(Stage::Closing);
+        let stage = self.stage;
+        let abort = async {
+            tokio::time::sleep(grace).await;
+            stage.send_replace(Stage::Aborting);
+            tokio::time::sleep(ABORT).await;
+        };
+        let (threads, ended): (Vec<_>, Vec<_>) = self
+            .workers
+            .into_iter()
+            .map(|worker| (worker.thread, worker.ended))
+            .unzip();
+        let all_ended = async {
+            let mut cut = 0;
+            for ended in ended {
+                cut += ended.await.unwrap_or(0);
+            }
+            cut
+        };
+        tokio::select! {
+            cut = all_ended => {
+                for thread in threads {
+                    // It has told its end, so this does not wait; a panic in it was logged by the hook.
+                    let _ = thread.join();
+                }
+                cut
+            }
+            () = abort => 0,
+        }
     }
 }

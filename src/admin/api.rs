@@ -1,0 +1,258 @@
+//! `/api/*`: JSON with snake_case names; errors are `{"error": "..."}` with a proper status.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Query, State, rejection::QueryRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time;
+
+use super::{
+    Admin,
+    explain::{self, Explanation, MemberView},
+    stale_for,
+};
+use crate::{
+    config::values,
+    route::{HostPattern, Revision, Route, settings::Balance},
+};
+
+/// Most routes in one page.
+const LARGEST_PAGE: usize = 10_000;
+
+/// Longest wait in one request.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// What a request gets when it asks wrongly or too early.
+#[derive(Debug)]
+pub(super) struct Error {
+    status: StatusCode,
+    message: String,
+}
+
+impl Error {
+    pub(super) fn new(status: StatusCode, message: &str) -> Self {
+        let message = message.to_owned();
+        Self { status, message }
+    }
+
+    fn bad_request(message: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, &message.to_string())
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({ "error": self.message });
+        (self.status, Json(body)).into_response()
+    }
+}
+
+impl From<QueryRejection> for Error {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request(rejection.body_text())
+    }
+}
+
+type Parameters<T> = Result<Query<T>, QueryRejection>;
+
+#[derive(Serialize)]
+pub(super) struct StatusView {
+    version: &'static str,
+    ready: bool,
+    draining: bool,
+    uptime_seconds: f64,
+    applied_revision: Option<Revision>,
+    observed_revision: Option<Revision>,
+    source: &'static str,
+    location: String,
+    connected: bool,
+    stale_seconds: Option<f64>,
+    error: Option<String>,
+    hosts: usize,
+    routes: usize,
+    members: usize,
+    rejected_keys: usize,
+}
+
+pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> {
+    let readiness = admin.readiness();
+    let status = admin.live.status.borrow().clone();
+    let counts = admin.live.table.load().counts();
+    Json(StatusView {
+        version: env!("CARGO_PKG_VERSION"),
+        ready: readiness.is_ready(),
+        draining: matches!(readiness, super::Readiness::Draining),
+        uptime_seconds: admin.started.elapsed().as_secs_f64(),
+        applied_revision: admin.applied(),
+        observed_revision: status.observed,
+        source: status.kind,
+        connected: status.connected,
+        stale_seconds: stale_for(&status).map(|age| age.as_secs_f64()),
+        location: status.location,
+        error: status.error,
+        hosts: counts.hosts,
+        routes: counts.routes,
+        members: counts.members,
+        rejected_keys: admin.live.rejected.load().len(),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RoutesQuery {
+    limit: Option<usize>,
+    #[serde(default)]
+    after: String,
+    host: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct RoutesPage {
+    revision: Option<Revision>,
+    routes: Vec<RouteView>,
+    /// What `after` must be for the next page; absent on the last.
+    next: Option<Arc<str>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct RouteView {
+    pub(super) name: Arc<str>,
+    pub(super) host: String,
+    pub(super) path_prefix: String,
+    pub(super) balance: Balance,
+    pub(super) settings_key: Option<Arc<str>>,
+    pub(super) settings_mod_revision: Option<Revision>,
+    pub(super) members: Vec<MemberView>,
+}
+
+impl RouteView {
+    pub(super) fn of(route: &Route, default_balance: Balance) -> Self {
+        let settings_key = route.settings_key.as_deref();
+        Self {
+            name: route.name.clone(),
+            host: route.host.to_string(),
+            path_prefix: route.prefix.as_str().to_owned(),
+            balance: route.settings.balance.unwrap_or(default_balance),
+            settings_key: settings_key.map(|version| version.key.clone()),
+            settings_mod_revision: settings_key.map(|version| version.mod_revision),
+            members: route.members.iter().map(MemberView::of).collect(),
+        }
+    }
+}
+
+pub(super) async fn routes(
+    State(admin): State<Arc<Admin>>,
+    parameters: Parameters<RoutesQuery>,
+) -> Result<Json<RoutesPage>, Error> {
+    let Query(query) = parameters?;
+    let limit = query.limit.unwrap_or(100);
+    if !(1..=LARGEST_PAGE).contains(&limit) {
+        return Err(Error::bad_request(format!(
+            "limit must be from 1 to {LARGEST_PAGE}"
+        )));
+    }
+    let host: Option<HostPattern> = match query.host.as_deref() {
+        Some(host) => Some(host.parse().map_err(Error::bad_request)?),
+        None => None,
+    };
+    let revision = admin.applied();
+    let table = admin.live.table.load_full();
+    // One more than asked for tells whether there is a next page.
+    let mut page: Vec<Arc<Route>> = match host {
+        None => table.page(&query.after, limit + 1),
+        Some(host) => {
+            let of_host = table.routes().filter(|route| route.host == host);
+            let mut page: Vec<_> = of_host
+                .filter(|route| *route.name > *query.after)
+                .cloned()
+                .collect();
+            page.sort_by(|a, b| a.name.cmp(&b.name));
+            page
+        }
+    };
+    let has_more = page.len() > limit;
+    page.truncate(limit);
+    let next = page
+        .last()
+        .filter(|_| has_more)
+        .map(|last| last.name.clone());
+    let view = |route: &Arc<Route>| RouteView::of(route, admin.balance);
+    Ok(Json(RoutesPage {
+        revision,
+        routes: page.iter().map(view).collect(),
+        next,
+    }))
+}
+
+pub(super) async fn rejected(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
+    let rejected = admin.live.rejected.load_full();
+    Json(serde_json::json!({ "rejected": *rejected }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExplainQuery {
+    url: String,
+}
+
+pub(super) async fn explain(
+    State(admin): State<Arc<Admin>>,
+    parameters: Parameters<ExplainQuery>,
+) -> Result<Json<Explanation>, Error> {
+    let Query(query) = parameters?;
+    let request = explain::Request::parse(&query.url).map_err(Error::bad_request)?;
+    let revision = admin.applied();
+    let table = admin.live.table.load_full();
+    let explanation = explain::explain(&request, revision.map(|_| &*table), admin.balance);
+    Ok(Json(explanation))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WaitQuery {
+    revision: Revision,
+    #[serde(default = "five_seconds")]
+    timeout: String,
+}
+
+fn five_seconds() -> String {
+    "5s".to_owned()
+}
+
+#[derive(Serialize)]
+pub(super) struct Waited {
+    applied: Revision,
+}
+
+pub(super) async fn wait(
+    State(admin): State<Arc<Admin>>,
+    parameters: Parameters<WaitQuery>,
+) -> Result<Json<Waited>, Error> {
+    let Query(query) = parameters?;
+    let timeout = values::duration(&query.timeout)
+        .map_err(|error| Error::bad_request(format!("timeout: {error}")))?
+        .min(LONGEST_WAIT);
+    let mut news = admin.live.applied.subscribe();
+    let reached = news.wait_for(|applied| applied.is_some_and(|applied| applied >= query.revision));
+    if let Ok(Ok(applied)) = time::timeout(timeout, reached).await
+        && let Some(applied) = *applied
+    {
+        return Ok(Json(Waited { applied }));
+    }
+    let state = match admin.applied() {
+        Some(applied) => format!("revision {applied} is applied"),
+        None => "no routes were read yet".to_owned(),
+    };
+    Err(Error::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        &format!(
+            "revision {} was not reached within {}: {state}",
+            query.revision, query.timeout
+        ),
+    ))
+}

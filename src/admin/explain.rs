@@ -1,0 +1,231 @@
+//! Why a request goes where it goes. Pure: a table and a URL in, an explanation out.
+
+use std::sync::Arc;
+
+use http::Uri;
+use serde::Serialize;
+
+use super::api::RouteView;
+use crate::{
+    route::{
+        Member, Revision, Route, Table, host,
+        settings::{Balance, HostHeader},
+        table::Miss,
+    },
+    upstream::{Endpoint, Protocol},
+};
+
+/// The request to explain.
+#[derive(Debug)]
+pub(super) struct Request {
+    is_https: bool,
+    /// As in `Host`.
+    authority: String,
+    path: String,
+    query: Option<String>,
+}
+
+impl Request {
+    /// `http://HOST/PATH?QUERY`; without a scheme, http is meant.
+    pub(super) fn parse(url: &str) -> Result<Self, String> {
+        let with_scheme = match url.contains("://") {
+            true => url.to_owned(),
+            false => format!("http://{url}"),
+        };
+        let uri: Uri = with_scheme
+            .parse()
+            .map_err(|error| format!("{url:?} is not a URL: {error}"))?;
+        let is_https = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(format!("{url:?} is neither http:// nor https://")),
+        };
+        let authority = uri.authority().map(ToString::to_string);
+        Ok(Self {
+            is_https,
+            authority: authority.ok_or_else(|| format!("{url:?} has no host"))?,
+            path: uri.path().to_owned(),
+            query: uri.query().map(str::to_owned),
+        })
+    }
+}
+
+/// What becomes of it.
+#[derive(Serialize)]
+pub(super) struct Explanation {
+    outcome: Outcome,
+    /// The status Waypost itself answers with; absent when the request is forwarded.
+    status: Option<u16>,
+    /// In words.
+    reason: String,
+    /// The host the table is searched for.
+    host: Option<String>,
+    path: String,
+    revision: Option<Revision>,
+    route: Option<RouteView>,
+    forward: Option<Forward>,
+    /// The `Location` of a redirect.
+    location: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Forward,
+    Redirect,
+    BadRequest,
+    NoTable,
+    NoHost,
+    NoPath,
+    NoUpstream,
+}
+
+/// What the upstream would get.
+#[derive(Serialize)]
+pub(super) struct Forward {
+    /// Path and query.
+    target: String,
+    host: String,
+}
+
+/// A member and where it comes from.
+#[derive(Serialize)]
+pub(super) struct MemberView {
+    upstream: Arc<str>,
+    weight: u32,
+    protocol: &'static str,
+    tls: bool,
+    /// Whether there is an address to dial.
+    resolved: bool,
+    /// The same upstream by another key: gets no requests of its own.
+    alias: bool,
+    key: Arc<str>,
+    mod_revision: Revision,
+}
+
+impl MemberView {
+    pub(super) fn of(member: &Member) -> Self {
+        let identity = &member.upstream.identity;
+        Self {
+            upstream: member.upstream.name.clone(),
+            weight: member.weight,
+            protocol: match identity.protocol {
+                Protocol::Http1 => "http1",
+                Protocol::H2 => "h2",
+            },
+            tls: identity.tls.is_some(),
+            resolved: !matches!(identity.endpoint, Endpoint::Unresolved(..)),
+            alias: member.is_alias,
+            key: member.key.key.clone(),
+            mod_revision: member.key.mod_revision,
+        }
+    }
+}
+
+/// Follows the request through the table; `None` stands for no table yet.
+pub(super) fn explain(
+    request: &Request,
+    table: Option<&Table>,
+    default_balance: Balance,
+) -> Explanation {
+    let mut explanation = Explanation {
+        outcome: Outcome::NoTable,
+        status: Some(503),
+        reason: "no routes were read yet".into(),
+        host: None,
+        path: request.path.clone(),
+        revision: table.map(|table| table.revision),
+        route: None,
+        forward: None,
+        location: None,
+    };
+    let Ok(host) = host::canonical(request.authority.as_bytes()) else {
+        let reason = format!("{:?} is not a valid host", request.authority);
+        return explanation.answered(Outcome::BadRequest, 400, reason);
+    };
+    explanation.host = Some(host.clone().into_owned());
+    let Some(table) = table else {
+        return explanation;
+    };
+    let route = match table.find(&host, &request.path) {
+        Ok(route) => route,
+        Err(Miss::Host) => {
+            let reason = format!("no key is for {host}, for a wildcard above it, or for *");
+            return explanation.answered(Outcome::NoHost, 404, reason);
+        }
+        Err(Miss::Path) => {
+            let reason = format!(
+                "the host is known, but no path prefix covers {}",
+                request.path
+            );
+            return explanation.answered(Outcome::NoPath, 404, reason);
+        }
+    };
+    explanation.route = Some(RouteView::of(route, default_balance));
+    if route.settings.redirect_https && !request.is_https {
+        explanation.location = Some(https_location(&host, request));
+        let reason = "redirect_https is set".to_owned();
+        return explanation.answered(Outcome::Redirect, 308, reason);
+    }
+    let Some(target) = forwarded_target(route, request) else {
+        let reason = format!(
+            "strip_prefix is set, but {} lacks the prefix as it is written",
+            request.path
+        );
+        return explanation.answered(Outcome::BadRequest, 400, reason);
+    };
+    let is_candidate = |member: &&Member| member.weight > 0 && !member.is_alias;
+    let Some(first) = route.members.iter().find(is_candidate) else {
+        let reason = "the route has no upstream with a weight above 0".to_owned();
+        return explanation.answered(Outcome::NoUpstream, 503, reason);
+    };
+    explanation.forward = Some(Forward {
+        target,
+        host: match &route.settings.host_header {
+            HostHeader::Preserve => request.authority.clone(),
+            HostHeader::Upstream => first.upstream.identity.endpoint.written().to_string(),
+            HostHeader::Literal(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        },
+    });
+    let candidates = route.members.iter().filter(is_candidate).count();
+    explanation.outcome = Outcome::Forward;
+    explanation.status = None;
+    explanation.reason = match candidates {
+        1 => "its one upstream gets it".into(),
+        n => format!("one of {n} upstreams gets it"),
+    };
+    explanation
+}
+
+impl Explanation {
+    fn answered(mut self, outcome: Outcome, status: u16, reason: String) -> Self {
+        self.outcome = outcome;
+        self.status = Some(status);
+        self.reason = reason;
+        self
+    }
+}
+
+fn https_location(host: &str, request: &Request) -> String {
+    format!("https://{host}{}{}", request.path, query(request))
+}
+
+fn query(request: &Request) -> String {
+    let query = request.query.as_ref();
+    query.map(|query| format!("?{query}")).unwrap_or_default()
+}
+
+/// Strip, then add; `None` when there is nothing to strip.
+fn forwarded_target(route: &Route, request: &Request) -> Option<String> {
+    let path = match route.settings.strip_prefix {
+        true => route.prefix.strip(&request.path)?,
+        false => &request.path,
+    };
+    let add = &*route.settings.add_prefix;
+    let slash = if path.is_empty() && add.is_empty() {
+        "/"
+    } else {
+        ""
+    };
+    Some(format!("{add}{slash}{path}{}", query(request)))
+}

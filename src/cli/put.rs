@@ -1,0 +1,57 @@
+//! `waypost put`: adds an upstream to a route, or changes it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use etcd_client::{Txn, TxnOp};
+
+use super::target::Target;
+use crate::{config::etcd::EtcdArgs, fleet::change::ChangeRecord, source::etcd::Connector};
+
+/// Add an upstream to a route, change it, or set the route's settings
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  waypost put blog.example.com 10.0.0.7:4000
+  waypost put blog.example.com/api 10.0.0.8:4000 '{\"weight\": 5}'
+  waypost put '*.example.com' '[2001:db8::7]:4000'
+  waypost put blog.example.com @settings '{\"balance\": \"random\"}'
+
+What `serve` would reject is refused, and nothing is written.
+It is the same as `etcdctl put /hosts/HOST[/PATH]/UPSTREAM JSON`, with a check before and a record of who did it.")]
+pub struct Put {
+    /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
+    #[arg(value_name = "HOST[/PATH]")]
+    pub route: String,
+    /// `ip:port`, `[ipv6]:port`, `name:port`, `unix:%2Fpath`, or `@settings`
+    #[arg(value_name = "UPSTREAM")]
+    pub upstream: String,
+    /// Options of the upstream, or the settings [default: none]
+    #[arg(value_name = "JSON")]
+    pub json: Option<String>,
+    /// How etcd is reached
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+impl Put {
+    /// Writes the key and prints the revision.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the arguments, or that etcd doesn't answer; nothing is written then.
+    pub async fn run(self) -> Result<ExitCode> {
+        let (config, prefix) = self.etcd.resolve()?;
+        let target = Target::parse(&prefix, &self.route, &self.upstream)?;
+        target.check_value(self.json.as_deref())?;
+
+        let json = self.json.unwrap_or_default();
+        let command = ["waypost put", &self.route, &self.upstream, &json].join(" ");
+        let record = ChangeRecord::of(command.trim_end().to_owned());
+        let connection = Connector::new(config)?.answering(&prefix).await?;
+        let txn = Txn::new().and_then([TxnOp::put(target.key, json, None), record.write(&prefix)?]);
+        let written = connection.commit(txn).await?;
+        println!("revision {}", written.revision);
+        Ok(ExitCode::SUCCESS)
+    }
+}

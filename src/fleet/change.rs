@@ -1,0 +1,79 @@
+//! Who changed what: a record that every changing command writes in the transaction of its change, so that the
+//! history can say more than etcd knows. Self-declared: a hint for colleagues, no proof.
+
+use std::{fs, time::SystemTime};
+
+use etcd_client::TxnOp;
+use serde::{Deserialize, Serialize};
+
+/// The value of `/waypost<prefix>change`; each revision of that key describes the change made at that revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRecord {
+    /// `user@hostname`.
+    pub by: String,
+    /// RFC 3339, UTC, by the clock of the machine that changed it.
+    pub at: String,
+    /// The command that did it, without the flags that say how etcd is reached.
+    pub command: String,
+}
+
+impl ChangeRecord {
+    /// A record of this command, made by this user, now.
+    pub fn of(command: String) -> Self {
+        Self {
+            by: format!("{}@{}", user(), hostname()),
+            at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            command,
+        }
+    }
+
+    /// The key, for keys below `prefix` (normalised).
+    pub fn key(prefix: &str) -> String {
+        format!("/waypost{prefix}change")
+    }
+
+    /// What to add to the transaction of the change.
+    pub fn write(&self, prefix: &str) -> anyhow::Result<TxnOp> {
+        Ok(TxnOp::put(
+            Self::key(prefix),
+            serde_json::to_vec(self)?,
+            None,
+        ))
+    }
+}
+
+fn user() -> String {
+    ["USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn hostname() -> String {
+    let kernel = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    kernel
+        .map(|name| name.trim().to_owned())
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_says_who_when_and_what() {
+        let record = ChangeRecord::of("waypost put a 10.0.0.7:80".to_owned());
+        assert_eq!(
+            record.by.split('@').filter(|part| !part.is_empty()).count(),
+            2
+        );
+        assert!(
+            humantime::parse_rfc3339(&record.at).is_ok(),
+            "{}",
+            record.at
+        );
+        assert_eq!(ChangeRecord::key("/hosts/"), "/waypost/hosts/change");
+    }
+}

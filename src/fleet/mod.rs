@@ -1,0 +1,3 @@
+//! What instances and commands tell one another through etcd.
+
+pub mod change;

@@ -1,0 +1,214 @@
+//! The response body: ours or the upstream's, with the request's record, which ends with it.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::{Proxy, record::RequestRecord};
+use crate::{
+    sweep::Deadline,
+    upstream::{
+        Upstream,
+        http1::{
+            StreamingBody,
+            body::{ResponseBodyError, ResponseFrame},
+            forbidden_in_trailers,
+        },
+    },
+};
+
+/// The body of a response to a client.
+pub struct ResponseBody {
+    kind: Kind,
+    record: Option<Box<RequestRecord>>,
+}
+
+enum Kind {
+    /// Nothing (more).
+    Empty,
+    /// All of it, at once.
+    Full(Bytes),
+    /// From an upstream, as it comes.
+    Upstream(Box<UpstreamBody>),
+}
+
+/// A body on its way from an upstream, and what its end leads to.
+pub struct UpstreamBody {
+    /// The body itself.
+    pub body: StreamingBody,
+    /// Who sends it.
+    pub upstream: Arc<Upstream>,
+    /// Whose pools get the connection back.
+    pub proxy: Rc<Proxy>,
+    /// What the upstream said of its patience with idle connections.
+    pub keep_alive: Option<Duration>,
+    /// `timeouts.request`, running since the request came.
+    pub request_deadline: Option<Deadline>,
+    /// The client's connection must be reset when this body is cut, as nothing else would show it.
+    pub cut_needs_reset: bool,
+    /// The connection it came over, told of such a cut.
+    pub client: Rc<super::client::Client>,
+}
+
+impl ResponseBody {
+    /// No body.
+    pub fn empty() -> Self {
+        Self {
+            kind: Kind::Empty,
+            record: None,
+        }
+    }
+
+    /// These bytes.
+    pub fn full(bytes: Bytes) -> Self {
+        Self {
+            kind: if bytes.is_empty() {
+                Kind::Empty
+            } else {
+                Kind::Full(bytes)
+            },
+            record: None,
+        }
+    }
+
+    /// What an upstream sends.
+    pub fn upstream(body: UpstreamBody) -> Self {
+        Self {
+            kind: Kind::Upstream(Box::new(body)),
+            record: None,
+        }
+    }
+
+    /// The request's record ends with this body.
+    pub fn with_record(mut self, record: Box<RequestRecord>) -> Self {
+        self.record = Some(record);
+        self
+    }
+
+    fn count(&mut self, data: &Bytes) {
+        if let Some(record) = &mut self.record {
+            record.response_bytes += data.len() as u64;
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = ResponseBodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let this = &mut *self;
+        match &mut this.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.kind = Kind::Empty;
+                this.count(&bytes);
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Upstream(upstream) => {
+                let frame = ready!(upstream.poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref()
+                            && let Some(record) = &mut this.record
+                        {
+                            record.response_bytes += data.len() as u64;
+                        }
+                    }
+                    Some(Err(error)) => {
+                        if let Some(record) = &mut this.record {
+                            record.reason = Some(match error {
+                                ResponseBodyError::Truncated => "http_response_incomplete",
+                                ResponseBodyError::Malformed(_) => "http_protocol_error",
+                                ResponseBodyError::Timeout => "connection_read_timeout",
+                            });
+                        }
+                        this.kind = Kind::Empty;
+                    }
+                    None => this.kind = Kind::Empty,
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(_) => false,
+            Kind::Upstream(upstream) => upstream.body.is_done(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Upstream(upstream) => upstream
+                .body
+                .remaining()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl UpstreamBody {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        if let Some(deadline) = &self.request_deadline
+            && deadline.poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(self.cut(ResponseBodyError::Timeout))));
+        }
+        let frame = match ready!(self.body.poll_frame(cx)) {
+            Some(Ok(ResponseFrame::Data(data))) => Some(Ok(Frame::data(data))),
+            Some(Ok(ResponseFrame::Trailers(mut trailers))) => {
+                let forbidden: Vec<_> = trailers
+                    .keys()
+                    .filter(|name| forbidden_in_trailers(name))
+                    .cloned()
+                    .collect();
+                for name in forbidden {
+                    trailers.remove(name);
+                }
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Some(Err(error)) => Some(Err(self.cut(error))),
+            None => None,
+        };
+        self.give_back();
+        Poll::Ready(frame)
+    }
+
+    fn cut(&self, error: ResponseBodyError) -> ResponseBodyError {
+        self.upstream.metrics.failures.inc();
+        if self.cut_needs_reset {
+            self.client.reset_on_close();
+        }
+        error
+    }
+
+    /// As soon as the last byte is read the connection can serve the next request.
+    fn give_back(&mut self) {
+        if self.body.is_done()
+            && let Some(connection) = self.body.reclaim()
+        {
+            self.proxy
+                .pools
+                .put(&self.upstream, connection, self.keep_alive);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! One client connection as its requests see it: who it is, what it is doing, and what limits apply.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+
+use super::{record::RequestRecord, upgrade::Upgraded};
+use crate::sweep::{Sweep, Tick};
+
+/// What a connection is doing, for the limits that apply to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The TLS handshake, or the first bytes that tell HTTP/1.1 from HTTP/2.
+    Opening,
+    /// Between requests: no byte of the next one has come.
+    Idle,
+    /// A request's head is coming in (HTTP/1.1 only).
+    Head,
+    /// At least one request is running.
+    Exchange,
+}
+
+/// Why a connection is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// The handshake took too long.
+    Opening,
+    /// Nothing was asked for too long.
+    Idle,
+    /// The process drains, and no request runs: to be closed as if idle for too long.
+    Drain,
+    /// The request head took too long: 408.
+    Head,
+    /// The client does not read what we write.
+    Write,
+    /// The process ends: whatever runs is cut.
+    Abort,
+}
+
+/// How long a client may take for what.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    /// For the TLS handshake and the first bytes.
+    pub opening: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// Without reading a byte of what we have for it, or sending a byte of the body it announced.
+    pub body: Duration,
+}
+
+impl Default for ClientLimits {
+    fn default() -> Self {
+        Self {
+            opening: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What the stream, the requests on it, the sweep and the driver of one connection share.
+pub struct Client {
+    /// Who connected.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    sweep: Rc<Sweep>,
+    phase: Cell<Phase>,
+    since: Cell<Tick>,
+    running: Cell<u32>,
+    write_blocked_since: Cell<Option<Tick>>,
+    expired: Cell<Option<Expiry>>,
+    waker: RefCell<Option<Waker>>,
+    interim: RefCell<BytesMut>,
+    reset_on_close: Cell<bool>,
+    unread_body: Cell<bool>,
+    draining: Cell<bool>,
+    upgraded: RefCell<Option<Box<Upgraded>>>,
+}
+
+impl Client {
+    /// The state of a connection just accepted.
+    pub fn new(address: SocketAddr, tls: bool, sweep: Rc<Sweep>) -> Rc<Self> {
+        Rc::new(Self {
+            address,
+            tls,
+            since: Cell::new(sweep.now()),
+            sweep,
+            phase: Cell::new(Phase::Opening),
+            running: Cell::new(0),
+            write_blocked_since: Cell::new(None),
+            expired: Cell::new(None),
+            waker: RefCell::new(None),
+            interim: RefCell::new(BytesMut::new()),
+            reset_on_close: Cell::new(false),
+            unread_body: Cell::new(false),
+            draining: Cell::new(false),
+            upgraded: RefCell::new(None),
+        })
+    }
+
+    /// The handshake is over; requests may come.
+    pub fn opened(&self) {
+        self.enter(Phase::Idle);
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.since.set(self.sweep.now());
+    }
+
+    /// Counts one request as running until the guard is dropped.
+    pub fn begin_request(self: &Rc<Self>) -> RunningRequest {
+        self.running.set(self.running.get() + 1);
+        self.enter(Phase::Exchange);
+        RunningRequest(self.clone())
+    }
+
+    /// Requests running now.
+    pub fn running(&self) -> u32 {
+        self.running.get()
+    }
+
+    /// Which limit has passed by now, if any; the driver and the stream act on it.
+    pub fn check(&self, limits: &ClientLimits) {
+        if self.expired.get().is_some() {
+            return;
+        }
+        let over = |since: Tick, limit: Duration| {
+            self.sweep.now().saturating_sub(since) >= Sweep::ticks(limit)
+        };
+        let expired = match self.phase.get() {
+            Phase::Opening if over(self.since.get(), limits.opening) => Some(Expiry::Opening),
+            Phase::Idle if over(self.since.get(), limits.idle) => Some(Expiry::Idle),
+            Phase::Head if over(self.since.get(), limits.head) => Some(Expiry::Head),
+            _ => self
+                .write_blocked_since
+                .get()
+                .filter(|since| over(*since, limits.body))
+                .map(|_| Expiry::Write),
+        };
+        if let Some(expired) = expired {
+            self.expire(expired);
+        }
+    }
+
+    /// Ends the connection for this reason: its task is woken to do so.
+    pub fn expire(&self, expiry: Expiry) {
+        self.expired.set(Some(expiry));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Why the connection is to end, if it is.
+    pub fn expired(&self) -> Option<Expiry> {
+        self.expired.get()
+    }
+
+    /// The process drains from now on: HTTP/2 connections say so at once, HTTP/1 ones with their next answer.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the process drains.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Remembers whom to wake when a limit has passed.
+    pub fn watch(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &*waker {
+            Some(known) if known.will_wake(cx.waker()) => {}
+            _ => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    /// What it is doing.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// The first byte of a request head came.
+    pub fn head_began(&self) {
+        self.enter(Phase::Head);
+    }
+
+    /// The client does not take what we write now, or does again.
+    pub fn write_blocked(&self, blocked: bool) {
+        let since = match (blocked, self.write_blocked_since.get()) {
+            (true, None) => Some(self.sweep.now()),
+            (true, since) => since,
+            (false, _) => None,
+        };
+        self.write_blocked_since.set(since);
+    }
+
+    /// The interim heads to be written now.
+    pub fn take_interim(&self) -> BytesMut {
+        self.interim.take()
+    }
+
+    /// Whether the connection is to end by a reset.
+    pub fn ends_by_reset(&self) -> bool {
+        self.reset_on_close.get()
+    }
+
+    /// Queues an interim response head. It goes out once all before it is flushed; a final response that comes
+    /// first discards it (see [`Self::discard_interim`]), so that a late 1xx never touches a finished response.
+    pub fn send_interim(&self, head: &[u8]) {
+        self.interim.borrow_mut().extend_from_slice(head);
+    }
+
+    /// Drops interim heads that did not make it out before the final one.
+    pub fn discard_interim(&self) {
+        let mut interim = self.interim.borrow_mut();
+        if !interim.is_empty() {
+            interim.clear();
+        }
+    }
+
+    /// The response is cut and its framing cannot show it: end the connection by a reset.
+    pub fn reset_on_close(&self) {
+        self.reset_on_close.set(true);
+    }
+
+    /// An answer was given before the whole request was read: close with linger, lest a reset overtakes it.
+    pub fn leave_body_unread(&self) {
+        self.unread_body.set(true);
+    }
+
+    /// After the 101 now being answered, the connection belongs to this upgrade.
+    pub fn upgrade(&self, upgraded: Upgraded) {
+        *self.upgraded.borrow_mut() = Some(Box::new(upgraded));
+    }
+
+    /// The request's record ends with the upgrade it led to.
+    pub fn end_with_upgrade(&self, record: Box<RequestRecord>) {
+        if let Some(upgraded) = &mut *self.upgraded.borrow_mut() {
+            upgraded.record = Some(record);
+        }
+    }
+
+    /// The upgrade that takes the connection over, once HTTP is done with it.
+    pub fn take_upgrade(&self) -> Option<Box<Upgraded>> {
+        self.upgraded.take()
+    }
+
+    /// Whether the close must linger.
+    pub fn has_unread_body(&self) -> bool {
+        self.unread_body.get()
+    }
+}
+
+/// A running request; the connection is idle again when the last one is dropped.
+pub struct RunningRequest(Rc<Client>);
+
+impl Drop for RunningRequest {
+    fn drop(&mut self) {
+        let left = self.0.running.get() - 1;
+        self.0.running.set(left);
+        if left == 0 {
+            self.0.enter(Phase::Idle);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Who the client is and what the upstream is told of it: `X-Forwarded-For`, `-Proto` and `-Host`.
+//!
+//! What a client claims is believed only if it is a trusted proxy; from anyone else such fields, and names that
+//! some upstreams read as such, are dropped. Which headers a request has is `headers`' part; these are plain
+//! functions over values.
+
+use std::{fmt::Write, net::IpAddr};
+
+use bytes::{BufMut, BytesMut};
+use http::{HeaderName, HeaderValue};
+use ipnet::{IpNet, Ipv4Net};
+
+/// `--trusted-proxies`: the networks whose forwarding fields are believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<IpNet>);
+
+impl TrustedProxies {
+    /// Whether this address is in one of the networks. An IPv4 address and its IPv4-mapped IPv6 form are the same.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+impl FromIterator<IpNet> for TrustedProxies {
+    fn from_iter<T: IntoIterator<Item = IpNet>>(networks: T) -> Self {
+        Self(networks.into_iter().map(canonical).collect())
+    }
+}
+
+/// `::ffff:10.0.0.0/104` as `10.0.0.0/8`; others as they are.
+fn canonical(network: IpNet) -> IpNet {
+    const MAPPED_BITS: u8 = 96;
+    if let IpNet::V6(v6) = network
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+        && let Some(length) = v6.prefix_len().checked_sub(MAPPED_BITS)
+        && let Ok(v4) = Ipv4Net::new(v4, length)
+    {
+        return IpNet::V4(v4);
+    }
+    network
+}
+
+/// Whether what a request's sender says about earlier hops counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// In `--trusted-proxies`.
+    Trusted,
+    /// Anyone else.
+    Unknown,
+}
+
+/// Writes the `X-Forwarded-For` value: the client's address, after the `prior` values of a trusted sender.
+///
+/// Several prior lines are joined by `, `, as RFC 9110 section 5.3 allows for lists.
+pub fn forwarded_for<'a>(
+    prior: impl Iterator<Item = &'a HeaderValue>,
+    client: IpAddr,
+    sender: Sender,
+    out: &mut BytesMut,
+) {
+    if sender == Sender::Trusted {
+        for value in prior {
+            let value = value.as_bytes().trim_ascii();
+            if !value.is_empty() {
+                out.extend_from_slice(value);
+                out.put_slice(b", ");
+            }
+        }
+    }
+    write_address(client, out);
+}
+
+/// Writes an address as text, an IPv4-mapped one as IPv4.
+pub fn write_address(address: IpAddr, out: &mut BytesMut) {
+    write!(out, "{}", address.to_canonical()).expect("a BytesMut grows as needed");
+}
+
+/// How the client's connection, or the one a trusted proxy speaks of, is secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// As it stands in `X-Forwarded-Proto`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// The value for a header field; costs nothing.
+    pub fn header_value(self) -> HeaderValue {
+        HeaderValue::from_static(self.as_str())
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = text.trim_ascii();
+        if text.eq_ignore_ascii_case(b"https") || text.eq_ignore_ascii_case(b"wss") {
+            Some(Self::Https)
+        } else if text.eq_ignore_ascii_case(b"http") || text.eq_ignore_ascii_case(b"ws") {
+            Some(Self::Http)
+        } else {
+            None
+        }
+    }
+}
+
+/// The scheme for `X-Forwarded-Proto` and `redirect_https`: what a trusted sender says, else the connection's own.
+///
+/// Of a list the first entry counts: the proxy next to the client wrote it.
+pub fn forwarded_proto(prior: Option<&HeaderValue>, connection: Scheme, sender: Sender) -> Scheme {
+    let Some(prior) = prior.filter(|_| sender == Sender::Trusted) else {
+        return connection;
+    };
+    let first = prior.as_bytes().split(|&byte| byte == b',').next();
+    first.and_then(Scheme::parse).unwrap_or(connection)
+}
+
+/// The `X-Forwarded-Host` value: what a trusted sender says, else the request's own authority.
+pub fn forwarded_host<'a>(
+    prior: Option<&'a HeaderValue>,
+    authority: &'a HeaderValue,
+    sender: Sender,
+) -> &'a HeaderValue {
+    prior
+        .filter(|prior| sender == Sender::Trusted && !prior.is_empty())
+        .unwrap_or(authority)
+}
+
+/// Whether an upstream may take this field for a forwarding field: `X-Forwarded-*` itself and any spelling with `_`
+/// for `-` (CGI and WSGI turn both into the same variable), `Forwarded` (RFC 7239) and `X-Real-IP`.
+///
+/// All of them are dropped from senders of [`Sender::Unknown`] before ours are set.
+pub fn aliases_forwarded(name: &HeaderName) -> bool {
+    // `HeaderName` is lower-case already.
+    let name = name.as_str().as_bytes();
+    match name.first() {
+        Some(b'x') => starts_as(name, b"x-forwarded-") || same(name, b"x-real-ip"),
+        Some(b'f') => name == b"forwarded",
+        _ => false,
+    }
+}
+
+fn starts_as(name: &[u8], start: &[u8]) -> bool {
+    name.len() >= start.len() && same(&name[..start.len()], start)
+}
+
+fn same(name: &[u8], with_dashes: &[u8]) -> bool {
+    name.len() == with_dashes.len()
+        && name
+            .iter()
+            .zip(with_dashes)
+            .all(|(&byte, &dashed)| byte == dashed || (dashed == b'-' && byte == b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trust_is_by_network_and_ipv4_is_the_same_when_mapped() {
+        let networks = ["10.0.0.0/8", "2001:db8::/32", "::ffff:192.0.2.0/120"];
+        let trusted: TrustedProxies = networks.iter().map(|text| text.parse().unwrap()).collect();
+        let cases = [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("11.0.0.1", false),
+            ("::ffff:11.0.0.1", false),
+            ("2001:db8::1", true),
+            ("2001:db9::1", false),
+            ("192.0.2.77", true),
+            ("::ffff:192.0.2.77", true),
+            ("192.0.3.1", false),
+        ];
+        for (address, expected) in cases {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(trusted.contains(address), expected, "{address}");
+        }
+        assert!(!TrustedProxies::default().contains("127.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn everything_is_trusted_by_a_network_of_everything() {
+        let trusted = TrustedProxies::from_iter(["::/0".parse().unwrap()]);
+        assert!(trusted.contains("2001:db8::1".parse().unwrap()));
+        // `::/0` is IPv6 only, as in a firewall; IPv4 wants `0.0.0.0/0`.
+        assert!(!trusted.contains("::ffff:10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn forwarded_for_appends_to_trusted_values_only() {
+        use Sender::{Trusted, Unknown};
+        let cases: &[(&[&str], &str, Sender, &str)] = &[
+            (&[], "192.0.2.1", Unknown, "192.0.2.1"),
+            (&[], "192.0.2.1", Trusted, "192.0.2.1"),
+            (&["203.0.113.9"], "192.0.2.1", Unknown, "192.0.2.1"),
+            (
+                &["203.0.113.9"],
+                "192.0.2.1",
+                Trusted,
+                "203.0.113.9, 192.0.2.1",
+            ),
+            (
+                &["a, b", " ", "c"],
+                "192.0.2.1",
+                Trusted,
+                "a, b, c, 192.0.2.1",
+            ),
+            (&[], "::ffff:192.0.2.1", Unknown, "192.0.2.1"),
+            (&["x"], "2001:db8::1", Trusted, "x, 2001:db8::1"),
+        ];
+        for (prior, client, sender, expected) in cases {
+            let prior: Vec<_> = prior
+                .iter()
+                .map(|&text| HeaderValue::from_static(text))
+                .collect();
+            let mut out = BytesMut::new();
+            forwarded_for(prior.iter(), client.parse().unwrap(), *sender, &mut out);
+            assert_eq!(out, *expected, "{prior:?} {client} {sender:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_address_fits() {
+        let mut out = BytesMut::new();
+        let longest = "2001:db8:1111:2222:3333:4444:5555:6666";
+        write_address(longest.parse().unwrap(), &mut out);
+        assert_eq!(out, longest);
+    }
+
+    #[test]
+    fn forwarded_proto_is_the_connections_unless_a_trusted_sender_says_better() {
+        use Scheme::{Http, Https};
+        use Sender::{Trusted, Unknown};
+        let cases = [
+            (None, Http, Trusted, Http),
+            (None, Https, Unknown, Https),
+            (Some("https"), Http, Trusted, Https),
+            (Some("HTTPS"), Http, Trusted, Https),
+            (Some("http"), Https, Trusted, Http),
+            (Some("https, http"), Http, Trusted, Https),
+            (Some("wss"), Http, Trusted, Https),
+            (Some("https"), Http, Unknown, Http),
+            (Some("gopher"), Https, Trusted, Https),
+            (Some(""), Https, Trusted, Https),
+        ];
+        for (prior, connection, sender, expected) in cases {
+            let value = prior.map(HeaderValue::from_static);
+            assert_eq!(
+                forwarded_proto(value.as_ref(), connection, sender),
+                expected,
+                "{prior:?} {connection:?} {sender:?}"
+            );
+        }
+        assert_eq!(Https.header_value(), "https");
+    }
+
+    #[test]
+    fn forwarded_host_is_the_authority_unless_a_trusted_sender_says_better() {
+        use Sender::{Trusted, Unknown};
+        let authority = HeaderValue::from_static("inner.example:8080");
+        let cases = [
+            (None, Trusted, "inner.example:8080"),
+            (Some("outer.example"), Trusted, "outer.example"),
+            (Some("outer.example"), Unknown, "inner.example:8080"),
+            (Some(""), Trusted, "inner.example:8080"),
+        ];
+        for (prior, sender, expected) in cases {
+            let prior = prior.map(HeaderValue::from_static);
+            let host = forwarded_host(prior.as_ref(), &authority, sender);
+            assert_eq!(host, expected, "{prior:?} {sender:?}");
+        }
+    }
+
+    #[test]
+    fn aliases_are_found_however_they_are_spelt() {
+        let cases = [
+            ("X-Forwarded-For", true),
+            ("x_forwarded_for", true),
+            ("X-Forwarded_Proto", true),
+            ("x_forwarded-host", true),
+            ("x-forwarded-port", true),
+            ("x-forwarded-", true),
+            ("forwarded", true),
+            ("X-Real-IP", true),
+            ("x_real_ip", true),
+            ("x-forwarded", false),
+            ("forwarded-for", false),
+            ("x.forwarded.for", false),
+            ("x-real-ips", false),
+            ("x", false),
+            ("host", false),
+        ];
+        for (name, expected) in cases {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            assert_eq!(aliases_forwarded(&name), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What is known of one request, from its first byte to the end of its response; counted and logged when dropped.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode, Version,
+    header::{REFERER, USER_AGENT},
+    request::Parts,
+    uri::PathAndQuery,
+};
+
+use super::{
+    Proxy,
+    client::{Client, RunningRequest},
+};
+use crate::{
+    route::{Revision, Route},
+    telemetry::access_log,
+    upstream::Upstream,
+};
+
+/// The record of one request. Dropping it ends the request: whoever holds it last decides when that is.
+pub struct RequestRecord {
+    proxy: Rc<Proxy>,
+    client: Rc<Client>,
+    started: Instant,
+    /// What only the access log wants.
+    line: Option<Line>,
+    /// The route that serves it.
+    pub route: Option<Arc<Route>>,
+    /// The upstream of the last attempt.
+    pub upstream: Option<Arc<Upstream>>,
+    /// The status answered; 499 until there is one (nginx's word for a client that left).
+    pub status: u16,
+    /// Why, if it went wrong.
+    pub reason: Option<&'static str>,
+    /// Body bytes received.
+    pub request_bytes: Option<Rc<Cell<u64>>>,
+    /// Body bytes sent.
+    pub response_bytes: u64,
+    /// Attempts beyond the first.
+    pub retries: u32,
+    /// The revision of the table that routed it.
+    pub revision: Revision,
+    connect: Option<Duration>,
+    first_byte: Option<Duration>,
+    _running: RunningRequest,
+}
+
+struct Line {
+    time: SystemTime,
+    method: Method,
+    host: Box<str>,
+    target: Option<PathAndQuery>,
+    version: Version,
+    referer: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+}
+
+/// The client left before the response head.
+const CLIENT_CLOSED: u16 = 499;
+
+impl RequestRecord {
+    /// Begins the record of a request that just came.
+    pub fn new(proxy: &Rc<Proxy>, client: &Rc<Client>, request: &Parts) -> Box<Self> {
+        let line = proxy.access_log.is_some().then(|| Line::new(request));
+        Box::new(Self {
+            proxy: proxy.clone(),
+            client: client.clone(),
+            started: Instant::now(),
+            line,
+            route: None,
+            upstream: None,
+            status: CLIENT_CLOSED,
+            reason: None,
+            request_bytes: None,
+            response_bytes: 0,
+            retries: 0,
+            revision: 0,
+            connect: None,
+            first_byte: None,
+            _running: client.begin_request(),
+        })
+    }
+
+    /// Notes the canonical host.
+    pub fn host(&mut self, host: &str) {
+        if let Some(line) = &mut self.line {
+            line.host = host.into();
+        }
+    }
+
+    /// Notes that a connection was made, begun at `since`.
+    pub fn connected(&mut self, since: Instant) {
+        self.connect = Some(since.elapsed());
+    }
+
+    /// Notes the upstream's response head.
+    pub fn head(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        if self.line.is_some() {
+            self.first_byte = Some(self.started.elapsed());
+        }
+    }
+}
+
+impl Line {
+    fn new(request: &Parts) -> Self {
+        let field = |headers: &HeaderMap, name| headers.get(name).cloned();
+        Self {
+            time: SystemTime::now(),
+            method: request.method.clone(),
+            host: "".into(),
+            target: request.uri.path_and_query().cloned(),
+            version: request.version,
+            referer: field(&request.headers, REFERER),
+            user_agent: field(&request.headers, USER_AGENT),
+        }
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let total = self.started.elapsed();
+        let request_bytes = self.request_bytes.as_ref().map_or(0, |bytes| bytes.get());
+        if let Some(route) = &self.route {
+            let class = usize::from(self.status / 100).clamp(1, 5) - 1;
+            route.metrics.requests[class].inc();
+            route.metrics.duration.observe(total.as_secs_f64());
+            if request_bytes > 0 {
+                route.metrics.request_bytes.inc_by(request_bytes);
+            }
+            route.metrics.response_bytes.inc_by(self.response_bytes);
+        }
+        if let (Some(log), Some(line)) = (&self.proxy.access_log, &self.line) {
+            log.write(&access_log::Record {
+                time: line.time,
+                client: self.client.address,
+                method: &line.method,
+                host: &line.host,
+                target: line.target.as_ref().map_or("", PathAndQuery::as_str),
+                version: line.version,
+                referer: line.referer.as_ref(),
+                user_agent: line.user_agent.as_ref(),
+                status: self.status,
+                reason: self.reason,
+                route: self.route.as_ref().map(|route| &*route.name),
+                upstream: self.upstream.as_ref().map(|upstream| &*upstream.name),
+                request_bytes,
+                response_bytes: self.response_bytes,
+                total,
+                connect: self.connect,
+                first_byte: self.first_byte,
+                retries: self.retries,
+                revision: self.revision,
+                tls: self.client.tls,
+            });
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A key with its value: what both together say. The one parser behind `serve` and `check`.
+
+use std::sync::Arc;
+
+use super::{
+    RouteId, Settings,
+    key::{self, BadKey, Key},
+    value::{BadValue, UpstreamOptions},
+};
+use crate::upstream::Address;
+
+/// What a key and its value say.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Meaning {
+    /// A route has this upstream.
+    Upstream {
+        /// Which route.
+        route: RouteId,
+        /// Where the upstream is.
+        address: Address,
+        /// How the route uses it.
+        options: UpstreamOptions,
+    },
+    /// A route has these settings.
+    Settings {
+        /// Which route.
+        route: RouteId,
+        /// Its settings.
+        settings: Arc<Settings>,
+    },
+    /// The fleet's own: nothing about routes.
+    Fleet,
+}
+
+/// Why a key is rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadEntry {
+    /// The key itself.
+    #[error(transparent)]
+    Key(#[from] BadKey),
+    /// Its value.
+    #[error(transparent)]
+    Value(#[from] BadValue),
+}
+
+/// What `key` and `value` say below `prefix`.
+///
+/// # Errors
+/// Says what is wrong and what to write instead.
+pub fn parse(prefix: &str, key: &[u8], value: &[u8]) -> Result<Meaning, BadEntry> {
+    Ok(meaning(key::parse(prefix, key)?, value)?)
+}
+
+/// The second half of [`parse`].
+///
+/// # Errors
+/// Only about the value.
+pub fn meaning(key: Key, value: &[u8]) -> Result<Meaning, BadValue> {
+    Ok(match key {
+        Key::Upstream { route, address } => Meaning::Upstream {
+            route,
+            address,
+            options: UpstreamOptions::parse(value)?,
+        },
+        Key::Settings { route } => Meaning::Settings {
+            route,
+            settings: Arc::new(Settings::parse(value)?),
+        },
+        Key::Fleet => Meaning::Fleet,
+    })
+}

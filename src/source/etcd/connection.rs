@@ -1,0 +1,395 @@
+//! One connection to one member: how it is made, and the calls that the source makes, each bounded in time and size.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context;
+use etcd_client::{
+    Certificate, Client, ConnectOptions, GetOptions, Identity as ClientIdentity, KvClient,
+    TlsOptions, Txn, WatchOptions, WatchStream,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use super::{
+    assembly::Response,
+    fault::Fault,
+    identity::{Testimony, Witness},
+    reading::{Page, PageRequest},
+};
+use crate::{
+    config::{EtcdConfig, Password, etcd::is_https},
+    route::Revision,
+    source::{Change, Entry},
+};
+
+/// For every call, and for a watch to be created.
+pub const CALL_TIME: Duration = Duration::from_secs(3);
+/// For a command to find an endpoint that answers.
+const ANSWER_TIME: Duration = Duration::from_secs(4);
+/// Below 5 s etcd answers with GOAWAY.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIME: Duration = Duration::from_secs(5);
+/// The default of 4 MiB makes a resume over more than that fail for ever.
+const MESSAGE_BYTES: usize = 64 << 20;
+
+/// Makes connections.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    config: EtcdConfig,
+}
+
+impl Connector {
+    /// Checks what can be checked without etcd.
+    ///
+    /// # Errors
+    ///
+    /// Names the certificate file that can't be used.
+    pub fn new(config: EtcdConfig) -> anyhow::Result<Self> {
+        anyhow::ensure!(!config.endpoints.is_empty(), "--etcd names no endpoint");
+        let connector = Self { config };
+        connector.tls_options()?;
+        Ok(connector)
+    }
+
+    /// The URLs of the members.
+    pub fn endpoints(&self) -> &[String] {
+        &self.config.endpoints
+    }
+
+    /// A client of its own for this endpoint, logged in: password and certificates are read anew, so that they can be
+    /// rotated. Without a login nothing is sent yet.
+    pub async fn connect(&self, endpoint: &str) -> Result<Connection, Fault> {
+        let mut options = ConnectOptions::new()
+            .with_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_TIME)
+            .with_keep_alive_while_idle(true)
+            .with_connect_timeout(CALL_TIME)
+            .with_require_leader(true);
+        if is_https(endpoint) {
+            let tls = self
+                .tls_options()
+                .map_err(|error| Fault::Refused(format!("{error:#}")))?;
+            options = options.with_tls(tls);
+        }
+        let Some(user) = &self.config.user else {
+            return connect(endpoint, options).await;
+        };
+        let password = read_password(&user.password).await?;
+        let login = options.clone().with_user(&user.name, password);
+        match connect(endpoint, login).await {
+            // As etcdctl does: a login is no error where none is needed.
+            Err(fault) if fault.wants_no_login() => connect(endpoint, options).await,
+            result => result,
+        }
+    }
+
+    /// A connection to the first endpoint that answers, for a command that a person waits for: all of them together
+    /// have [`ANSWER_TIME`].
+    ///
+    /// # Errors
+    ///
+    /// Names every endpoint and why it didn't answer.
+    pub async fn answering(&self, prefix: &str) -> anyhow::Result<Connection> {
+        let each = ANSWER_TIME / u32::try_from(self.endpoints().len()).unwrap_or(u32::MAX);
+        let mut failures = Vec::new();
+        for endpoint in self.endpoints() {
+            let attempt = async {
+                let connection = self.connect(endpoint).await?;
+                connection.answers(prefix).await.map(|()| connection)
+            };
+            match tokio::time::timeout(each, attempt).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(fault)) => failures.push(format!("{endpoint}: {fault}")),
+                Err(_) => failures.push(format!("{endpoint}: no answer within {each:?}")),
+            }
+        }
+        anyhow::bail!(
+            "etcd does not answer; nothing is written. {} (name the endpoints with --etcd)",
+            failures.join("; ")
+        )
+    }
+
+    fn tls_options(&self) -> anyhow::Result<TlsOptions> {
+        let mut tls = TlsOptions::new();
+        tls = match &self.config.ca {
+            Some(path) => {
+                let pem = read("--etcd-ca", path)?;
+                let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+                check_pem(
+                    "--etcd-ca",
+                    "a certificate",
+                    path,
+                    found.map(|list| !list.is_empty()),
+                )?;
+                tls.ca_certificate(Certificate::from_pem(pem))
+            }
+            None => tls.with_native_roots(),
+        };
+        if let Some(files) = &self.config.client_certificate {
+            let certificate = read("--etcd-cert", &files.certificate)?;
+            let found = CertificateDer::from_pem_slice(&certificate).map(|_| true);
+            check_pem("--etcd-cert", "a certificate", &files.certificate, found)?;
+            let key = read("--etcd-key", &files.key)?;
+            let found = PrivateKeyDer::from_pem_slice(&key).map(|_| true);
+            check_pem("--etcd-key", "a private key", &files.key, found)?;
+            tls = tls.identity(ClientIdentity::from_pem(certificate, key));
+        }
+        Ok(tls)
+    }
+}
+
+/// The end of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Whether its conditions were met.
+    pub succeeded: bool,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// A client of one member.
+pub struct Connection {
+    client: Client,
+    kv: KvClient,
+}
+
+impl Connection {
+    /// Commits a transaction.
+    ///
+    /// # Errors
+    ///
+    /// What etcd says; without an answer the transaction may have been committed or not.
+    pub async fn commit(&self, txn: Txn) -> anyhow::Result<Committed> {
+        let mut kv = self.kv.clone();
+        let answer = match bounded("the transaction", kv.txn(txn)).await {
+            Err(Fault::Silent(message)) => {
+                anyhow::bail!(
+                    "{message}; whether it was committed is not known: look before trying again"
+                )
+            }
+            answer => answer?,
+        };
+        Ok(Committed {
+            succeeded: answer.succeeded(),
+            revision: answer
+                .header()
+                .map_or(0, etcd_client::ResponseHeader::revision),
+        })
+    }
+
+    /// Whether anybody is there. A linearizable read; what it finds doesn't matter.
+    async fn answers(&self, prefix: &str) -> Result<(), Fault> {
+        let mut kv = self.kv.clone();
+        let options = GetOptions::new().with_count_only();
+        match bounded("connecting", kv.get(prefix, Some(options))).await {
+            // Who may write need not have the right to read.
+            Err(Fault::Refused(message)) if message.contains("permission denied") => Ok(()),
+            answer => answer.map(|_| ()),
+        }
+    }
+
+    /// One page below the prefix that ends at `range_end`.
+    pub(super) async fn page(&self, request: PageRequest, range_end: &[u8]) -> Result<Page, Fault> {
+        let mut options = GetOptions::new()
+            .with_range(range_end)
+            .with_limit(request.limit);
+        if let Some(revision) = request.revision {
+            options = options.with_revision(revision);
+        }
+        let mut kv = self.kv.clone();
+        let mut answer = bounded("reading the keys", kv.get(request.start, Some(options))).await?;
+        let header = answer.take_header().ok_or_else(headless)?;
+        Ok(Page {
+            more: answer.more(),
+            entries: answer.take_kvs().into_iter().map(entry).collect(),
+            cluster_id: header.cluster_id(),
+            revision: header.revision(),
+        })
+    }
+
+    /// What this cluster knows of the witness at our revision: one linearizable read.
+    pub(super) async fn ask(
+        &self,
+        witness: &Witness,
+        revision: Revision,
+    ) -> Result<Testimony, Fault> {
+        let options = GetOptions::new().with_revision(revision);
+        let mut kv = self.kv.clone();
+        let asked = kv.get(witness.key.clone(), Some(options));
+        let mut answer = match bounded("checking our newest key", asked).await {
+            Err(Fault::Compacted) => return Ok(Testimony::Compacted),
+            Err(Fault::FutureRevision) => return Ok(Testimony::FutureRevision),
+            answer => answer?,
+        };
+        let header = answer.take_header().ok_or_else(headless)?;
+        if header.revision() < revision {
+            return Ok(Testimony::FutureRevision);
+        }
+        let found = answer.take_kvs().into_iter().next().map(entry);
+        Ok(Testimony::Read {
+            cluster_id: header.cluster_id(),
+            found: found.as_ref().map(Witness::from),
+        })
+    }
+
+    /// Asks for one watch over the range, from `revision` on; whether it stands, its first response says.
+    pub(super) async fn watch(
+        &self,
+        prefix: &[u8],
+        range_end: &[u8],
+        revision: Revision,
+    ) -> Result<Watch, Fault> {
+        let options = WatchOptions::new()
+            .with_range(range_end)
+            .with_start_revision(revision)
+            .with_fragment()
+            .with_progress_notify();
+        let mut client = self
+            .client
+            .watch_client()
+            .max_decoding_message_size(MESSAGE_BYTES);
+        let stream = bounded("starting the watch", client.watch(prefix, Some(options))).await?;
+        Ok(Watch { stream })
+    }
+}
+
+/// A watch stream with one watch on it.
+pub(super) struct Watch {
+    stream: WatchStream,
+}
+
+impl Watch {
+    /// The next response, whenever it comes.
+    pub(super) async fn response(&mut self) -> Result<Response, Fault> {
+        match self.stream.message().await {
+            Ok(Some(response)) => Ok(plain(response)),
+            Ok(None) => Err(Fault::Unreachable("etcd closed the watch".to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// One past the last key below the prefix.
+pub(super) fn range_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if let Some(next) = last.checked_add(1) {
+            end.push(next);
+            return end;
+        }
+    }
+    // Nothing is behind 0xff...: etcd's word for "to the end".
+    vec![0]
+}
+
+async fn connect(endpoint: &str, options: ConnectOptions) -> Result<Connection, Fault> {
+    let client = bounded("connecting", Client::connect([endpoint], Some(options))).await?;
+    let kv = client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
+    Ok(Connection { client, kv })
+}
+
+/// Every call to etcd goes through here.
+pub(super) async fn bounded<T>(
+    what: &str,
+    call: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(CALL_TIME, call).await {
+        Ok(result) => result.map_err(Fault::from),
+        Err(_) => Err(silent(what)),
+    }
+}
+
+pub(super) fn silent(what: &str) -> Fault {
+    Fault::Silent(format!(
+        "{what}: no answer within {} s",
+        CALL_TIME.as_secs()
+    ))
+}
+
+fn headless() -> Fault {
+    Fault::Unreachable("an answer without a header: is this etcd?".to_owned())
+}
+
+async fn read_password(password: &Password) -> Result<String, Fault> {
+    match password {
+        Password::Text(text) => Ok(text.clone()),
+        Password::File(path) => match tokio::fs::read_to_string(path).await {
+            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => {
+                let path = path.display();
+                Err(Fault::Refused(format!(
+                    "--etcd-password-file {path}: {error}"
+                )))
+            }
+        },
+    }
+}
+
+fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
+}
+
+fn check_pem(
+    flag: &str,
+    wanted: &str,
+    path: &Path,
+    found: Result<bool, rustls::pki_types::pem::Error>,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        found.unwrap_or(false),
+        "{flag} {}: holds no PEM of {wanted}",
+        path.display()
+    );
+    Ok(())
+}
+
+fn entry(pair: etcd_client::KeyValue) -> Entry {
+    Entry {
+        mod_revision: pair.mod_revision(),
+        lease: pair.lease(),
+        key: pair.0.key.into(),
+        value: pair.0.value.into(),
+    }
+}
+
+fn plain(response: etcd_client::WatchResponse) -> Response {
+    let response = response.0;
+    Response {
+        watch_id: response.watch_id,
+        created: response.created,
+        canceled: response.canceled,
+        compact_revision: response.compact_revision,
+        cancel_reason: response.cancel_reason,
+        fragment: response.fragment,
+        revision: response.header.map_or(0, |header| header.revision),
+        events: response.events.into_iter().filter_map(change).collect(),
+    }
+}
+
+/// `None` for a kind of event that etcd doesn't have (yet).
+fn change(event: etcd_client::proto::PbEvent) -> Option<Change> {
+    let pair = event.kv?;
+    match event.r#type {
+        0 => Some(Change::Put(Entry {
+            mod_revision: pair.mod_revision,
+            lease: pair.lease,
+            key: pair.key.into(),
+            value: pair.value.into(),
+        })),
+        1 => Some(Change::Delete {
+            mod_revision: pair.mod_revision,
+            key: pair.key.into(),
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_ends_behind_the_prefix() {
+        assert_eq!(range_end(b"/hosts/"), b"/hosts0");
+        assert_eq!(range_end(b"a\xff\xff"), b"b");
+        assert_eq!(range_end(b"\xff"), b"\0");
+    }
+}

@@ -1,0 +1,485 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::{
+    route::settings::HostHeader,
+    source::{Status, resolve::Question},
+    upstream::Endpoint,
+};
+
+/// A running publisher, without etcd and without DNS.
+struct Bench {
+    live: Arc<Live>,
+    metrics: Arc<Metrics>,
+    updates: mpsc::Sender<Update>,
+    questions: mpsc::UnboundedReceiver<Question>,
+    answers: mpsc::UnboundedSender<Answer>,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let live = Live::new(Status {
+            kind: "etcd",
+            connected: true,
+            location: String::new(),
+            stale_since: None,
+            observed: None,
+            error: None,
+        });
+        let metrics = Metrics::new();
+        let (names, questions, answers) = Names::channels();
+        let publisher = Publisher::new(
+            live.clone(),
+            metrics.clone(),
+            "/hosts/".to_owned(),
+            Balance::RoundRobin,
+            names,
+        );
+        let (updates, receiver) = mpsc::channel(64);
+        tokio::spawn(publisher.run(receiver));
+        Self {
+            live,
+            metrics,
+            updates,
+            questions,
+            answers,
+        }
+    }
+
+    async fn snapshot(&self, revision: Revision, entries: &[(&str, &str, Revision)]) {
+        let entries = entries
+            .iter()
+            .map(|&(key, value, mod_revision)| entry(key, value, mod_revision))
+            .collect();
+        self.apply(Update::Snapshot { entries, revision }, revision)
+            .await;
+    }
+
+    async fn put(&self, key: &str, value: &str, revision: Revision) {
+        let changes = vec![Change::Put(entry(key, value, revision))];
+        self.apply(Update::Changes { changes, revision }, revision)
+            .await;
+    }
+
+    async fn delete(&self, key: &str, revision: Revision) {
+        let changes = vec![Change::Delete {
+            key: full(key),
+            mod_revision: revision,
+        }];
+        self.apply(Update::Changes { changes, revision }, revision)
+            .await;
+    }
+
+    async fn apply(&self, update: Update, revision: Revision) {
+        self.updates.send(update).await.expect("it runs");
+        let mut applied = self.live.applied.subscribe();
+        applied
+            .wait_for(|applied| *applied == Some(revision))
+            .await
+            .expect("it runs");
+    }
+
+    fn route(&self, host: &str, path: &str) -> Option<Arc<Route>> {
+        self.live.table.load().find(host, path).ok().cloned()
+    }
+
+    fn upstreams(&self, host: &str) -> Vec<String> {
+        let route = self.route(host, "/");
+        let members = route.iter().flat_map(|route| &route.members);
+        members
+            .map(|member| member.upstream.name.to_string())
+            .collect()
+    }
+
+    fn rejected(&self) -> Vec<(String, bool)> {
+        let rejected = self.live.rejected.load();
+        rejected
+            .iter()
+            .map(|rejected| (rejected.key.clone(), rejected.last_good_in_force))
+            .collect()
+    }
+}
+
+fn full(key: &str) -> Bytes {
+    format!("/hosts/{key}").into()
+}
+
+fn entry(key: &str, value: &str, mod_revision: Revision) -> Entry {
+    Entry {
+        key: full(key),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        mod_revision,
+        lease: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_is_applied_as_a_difference() {
+    let bench = Bench::start();
+    let keep = ("keep.example/10.0.0.1:80", "", 1);
+    let other = ("other.example/10.0.0.1:80", "", 1);
+    bench
+        .snapshot(5, &[keep, other, ("gone.example/10.0.0.2:80", "", 2)])
+        .await;
+    let (kept, changed) = (
+        bench.route("keep.example", "/"),
+        bench.route("other.example", "/"),
+    );
+    bench
+        .snapshot(
+            9,
+            &[
+                keep,
+                other,
+                ("other.example/10.0.0.3:80", "{\"weight\": 2}", 8),
+            ],
+        )
+        .await;
+    let (kept, changed) = (kept.expect("served"), changed.expect("served"));
+    let now = bench.route("other.example", "/").expect("served");
+    assert!(Arc::ptr_eq(
+        &kept,
+        &bench.route("keep.example", "/").expect("served")
+    ));
+    assert!(!Arc::ptr_eq(&changed, &now));
+    assert!(Arc::ptr_eq(
+        &changed.members[0].upstream,
+        &now.members[0].upstream
+    ));
+    assert_eq!(now.members[1].weight, 2);
+    assert!(bench.route("gone.example", "/").is_none());
+    assert_eq!(bench.live.table.load().counts().hosts, 2);
+    assert_eq!(bench.live.table.load().revision, 9);
+}
+
+#[tokio::test]
+async fn an_empty_snapshot_is_a_first_table() {
+    let bench = Bench::start();
+    bench.snapshot(1, &[]).await;
+    assert_eq!(*bench.live.applied.borrow(), Some(1));
+    assert_eq!(bench.live.table.load().revision, 1);
+}
+
+#[tokio::test]
+async fn aliases_do_not_delete_each_other() {
+    let bench = Bench::start();
+    bench.snapshot(1, &[("Blog.x/10.0.0.1:80", "", 1)]).await;
+    bench.put("blog.x/10.0.0.1:80", "", 2).await;
+    bench.put("blog.x/10.0.0.2:80", "", 3).await;
+    let route = bench.route("blog.x", "/").expect("served");
+    let aliases: Vec<bool> = route.members.iter().map(|member| member.is_alias).collect();
+    assert_eq!(aliases, [false, true, false]);
+    let picks: Vec<_> = (0..4).filter_map(|_| route.pick(&[])).collect();
+    assert_eq!(picks, [0, 2, 0, 2], "an alias gets no second share");
+    bench.delete("Blog.x/10.0.0.1:80", 4).await;
+    assert_eq!(bench.upstreams("blog.x"), ["10.0.0.1:80", "10.0.0.2:80"]);
+    bench.delete("blog.x/10.0.0.1:80", 5).await;
+    assert_eq!(bench.upstreams("blog.x"), ["10.0.0.2:80"]);
+    bench.delete("blog.x/10.0.0.2:80", 6).await;
+    assert!(bench.route("blog.x", "/").is_none());
+    assert_eq!(bench.live.table.load().counts(), Default::default());
+}
+
+#[tokio::test]
+async fn a_rejected_key_keeps_its_last_good_version() {
+    let bench = Bench::start();
+    let key = "a.example/10.0.0.1:80";
+    bench.snapshot(1, &[(key, "{\"weight\": 7}", 1)]).await;
+    bench.put(key, "{\"weight\": -1}", 2).await;
+    bench.put("b.example/10.0.0.1:99999", "", 3).await;
+    bench
+        .put("c.example/10.0.0.1:80", "{\"wieght\": 1}", 4)
+        .await;
+    assert_eq!(
+        bench.rejected(),
+        [
+            ("/hosts/a.example/10.0.0.1:80".to_owned(), true),
+            ("/hosts/b.example/10.0.0.1:99999".to_owned(), false),
+            ("/hosts/c.example/10.0.0.1:80".to_owned(), false),
+        ]
+    );
+    assert_eq!(bench.metrics.control_plane.rejected_keys.get(), 3);
+    let member = &bench.route("a.example", "/").expect("served").members[0];
+    assert_eq!((member.weight, member.key.mod_revision), (7, 1));
+    assert!(bench.route("c.example", "/").is_none());
+
+    bench.delete("b.example/10.0.0.1:99999", 5).await;
+    bench.put("c.example/10.0.0.1:80", "", 6).await;
+    bench.delete(key, 7).await;
+    assert_eq!(bench.rejected(), []);
+    assert_eq!(bench.metrics.control_plane.rejected_keys.get(), 0);
+    assert!(bench.route("a.example", "/").is_none());
+    assert!(bench.route("c.example", "/").is_some());
+}
+
+#[tokio::test]
+async fn settings_come_and_go_and_a_bad_one_keeps_the_last_good() {
+    let bench = Bench::start();
+    let settings = "a.example/api/@settings";
+    bench
+        .snapshot(
+            1,
+            &[
+                ("a.example/api/10.0.0.1:80", "", 1),
+                (settings, r#"{"strip_prefix": true}"#, 1),
+            ],
+        )
+        .await;
+    let strips = |bench: &Bench| {
+        bench
+            .route("a.example", "/api")
+            .map(|route| route.settings.strip_prefix)
+    };
+    assert_eq!(strips(&bench), Some(true));
+    bench
+        .put(settings, r#"{"sticky": {"cookie": "a"}}"#, 2)
+        .await;
+    assert_eq!(strips(&bench), Some(true));
+    assert_eq!(
+        bench.rejected(),
+        [("/hosts/a.example/api/@settings".to_owned(), true)]
+    );
+    bench
+        .put(settings, r#"{"host_header": "upstream"}"#, 3)
+        .await;
+    assert_eq!(strips(&bench), Some(false));
+    let route = bench.route("a.example", "/api/x").expect("served");
+    assert_eq!(route.settings.host_header, HostHeader::Upstream);
+    assert_eq!(
+        route.settings_key.as_ref().map(|key| key.mod_revision),
+        Some(3)
+    );
+    bench.delete(settings, 4).await;
+    let route = bench.route("a.example", "/api").expect("served");
+    assert!(Arc::ptr_eq(
+        &route.settings,
+        &crate::route::Settings::shared_default()
+    ));
+    assert_eq!(bench.rejected(), []);
+}
+
+#[tokio::test]
+async fn what_a_resumed_stream_repeats_changes_nothing() {
+    let bench = Bench::start();
+    let key = "a.example/10.0.0.1:80";
+    bench.snapshot(10, &[(key, "{\"weight\": 2}", 8)]).await;
+    let before = bench.route("a.example", "/").expect("served");
+    let swaps = bench.metrics.control_plane.table_swaps.get();
+    let replay = vec![
+        Change::Put(entry(key, "", 6)),
+        Change::Delete {
+            key: full(key),
+            mod_revision: 7,
+        },
+        Change::Put(entry(key, "{\"weight\": 2}", 8)),
+    ];
+    bench
+        .apply(
+            Update::Changes {
+                changes: replay,
+                revision: 11,
+            },
+            11,
+        )
+        .await;
+    assert!(Arc::ptr_eq(
+        &before,
+        &bench.route("a.example", "/").expect("served")
+    ));
+    assert_eq!(bench.metrics.control_plane.table_swaps.get(), swaps);
+    // Of another history, though, an older revision counts.
+    bench.snapshot(4, &[(key, "", 3)]).await;
+    assert_eq!(
+        bench.route("a.example", "/").expect("served").members[0].weight,
+        1
+    );
+}
+
+#[tokio::test]
+async fn progress_and_the_fleets_keys_move_the_revision_without_a_swap() {
+    let bench = Bench::start();
+    bench.snapshot(1, &[("a.example/10.0.0.1:80", "", 1)]).await;
+    let table = bench.live.table.load_full();
+    bench.apply(Update::Progress { revision: 5 }, 5).await;
+    bench.put("@waypost/pulse", "x", 6).await;
+    assert!(Arc::ptr_eq(&table, &bench.live.table.load_full()));
+}
+
+#[tokio::test]
+async fn round_robin_goes_on_over_a_change() {
+    let bench = Bench::start();
+    bench
+        .snapshot(
+            1,
+            &[
+                ("a.example/10.0.0.1:80", "", 1),
+                ("a.example/10.0.0.2:80", "", 1),
+            ],
+        )
+        .await;
+    let before = bench.route("a.example", "/").expect("served");
+    assert_eq!(before.pick(&[]), Some(0));
+    bench.put("a.example/10.0.0.2:80", "again", 2).await;
+    let after = bench.route("a.example", "/").expect("served");
+    assert!(!Arc::ptr_eq(&before, &after));
+    assert_eq!(after.pick(&[]), Some(1));
+    assert_eq!(after.pick(&[0]), Some(1));
+    assert_eq!(after.pick(&[0, 1]), None);
+}
+
+#[tokio::test]
+async fn a_name_becomes_one_member_per_address() {
+    let mut bench = Bench::start();
+    bench.snapshot(1, &[("z.example/10.0.0.9:80", "", 1)]).await;
+    bench
+        .put("a.example/app.internal:80", "{\"weight\": 3}", 2)
+        .await;
+    bench.put("a.example/10.0.0.1:80", "", 3).await;
+    let Some(Question::Watch(name)) = bench.questions.recv().await else {
+        panic!("the name is asked for");
+    };
+    let route = bench.route("a.example", "/").expect("served");
+    assert!(matches!(
+        route.members[1].upstream.identity.endpoint,
+        Endpoint::Unresolved(..)
+    ));
+    assert_eq!(
+        [route.pick(&[]), route.pick(&[])],
+        [Some(0); 2],
+        "an unresolved member waits"
+    );
+    assert_eq!(route.pick(&[0]), Some(1), "unless there is no other");
+
+    let mut tables = bench.live.applied.subscribe();
+    let addresses = vec![
+        "10.1.0.1".parse().expect("an address"),
+        "10.1.0.2".parse().expect("an address"),
+    ];
+    bench
+        .answers
+        .send(Answer {
+            name: name.clone(),
+            addresses,
+        })
+        .expect("it listens");
+    tables.changed().await.expect("it runs");
+    assert_eq!(
+        bench.upstreams("a.example"),
+        ["10.0.0.1:80", "10.1.0.1:80", "10.1.0.2:80"]
+    );
+    let route = bench.route("a.example", "/").expect("served");
+    assert!(route.members[1..].iter().all(|member| member.weight == 3));
+
+    bench.delete("a.example/app.internal:80", 4).await;
+    assert_eq!(bench.upstreams("a.example"), ["10.0.0.1:80"]);
+    let Some(Question::Forget(forgotten)) = bench.questions.recv().await else {
+        panic!("the name is let go of");
+    };
+    assert_eq!(forgotten, name);
+}
+
+#[tokio::test]
+async fn the_first_table_waits_for_its_names() {
+    let mut bench = Bench::start();
+    let mut questions = std::mem::replace(&mut bench.questions, mpsc::unbounded_channel().1);
+    let answer = Answer {
+        name: "app.internal".into(),
+        addresses: vec!["10.1.0.1".parse().expect("an address")],
+    };
+    let first = bench.snapshot(1, &[("a.example/app.internal:80", "", 1)]);
+    let answers = bench.answers.clone();
+    let replies = async {
+        questions.recv().await.expect("the name is asked for");
+        answers.send(answer).expect("it listens");
+    };
+    tokio::join!(first, replies);
+    let table = bench.live.table.load();
+    let route = table.find("a.example", "/").expect("served");
+    assert_eq!(&*route.members[0].upstream.name, "10.1.0.1:80");
+}
+
+/// Two routes change in every transaction; a reader must never see one without the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_is_seen_whole_or_not_at_all() {
+    let bench = Bench::start();
+    bench
+        .snapshot(
+            1,
+            &[
+                ("a.example/10.0.0.1:80", "", 1),
+                ("b.example/10.0.0.1:80", "", 1),
+            ],
+        )
+        .await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = std::thread::spawn({
+        let (live, stop) = (bench.live.clone(), stop.clone());
+        move || {
+            let mut seen = 0_u32;
+            let mut last = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let table = live.table.load();
+                let weight = |host| table.find(host, "/").map(|route| route.members[0].weight);
+                assert_eq!(weight("a.example"), weight("b.example"));
+                seen += u32::from(table.revision != last);
+                last = table.revision;
+            }
+            seen
+        }
+    });
+    for revision in 2..2000 {
+        let value = format!("{{\"weight\": {revision}}}");
+        let changes = ["a.example/10.0.0.1:80", "b.example/10.0.0.1:80"]
+            .map(|key| Change::Put(entry(key, &value, revision)))
+            .into();
+        let update = Update::Changes { changes, revision };
+        if revision % 10 == 0 {
+            bench.apply(update, revision).await;
+        } else {
+            bench.updates.send(update).await.expect("it runs");
+        }
+    }
+    bench.apply(Update::Progress { revision: 2000 }, 2000).await;
+    stop.store(true, Ordering::Relaxed);
+    let seen = reader.join().expect("every look was whole");
+    assert!(seen > 10, "the reader saw only {seen} tables");
+}
+
+#[tokio::test]
+async fn a_route_keeps_its_members_when_more_routes_change_than_are_edited_at_once() {
+    let bench = Bench::start();
+    let keys: Vec<String> = (0..3 * MOST_DRAFTS)
+        .map(|index| {
+            format!(
+                "host-{:05}.example/10.0.0.{}:80",
+                index % (MOST_DRAFTS + 7),
+                index % 250
+            )
+        })
+        .collect();
+    let entries: Vec<_> = keys.iter().map(|key| (&**key, "", 1)).collect();
+    bench.snapshot(1, &entries).await;
+    let counts = bench.live.table.load().counts();
+    let distinct: HashSet<_> = keys.iter().collect();
+    assert_eq!(
+        (counts.hosts, counts.members),
+        (MOST_DRAFTS + 7, distinct.len())
+    );
+}
+
+#[test]
+fn checking_tells_what_publishing_would_reject() {
+    let entries = [
+        entry("a.example/10.0.0.1:80", "any text", 1),
+        entry("a.example/10.0.0.1", "", 2),
+        entry("a.example/@settings", "{}", 3),
+        entry("b.example/@settings", "{\"balance\": 5}", 4),
+        entry("@waypost/pulse", "", 5),
+    ];
+    let rejected = check("/hosts/", &entries);
+    let keys: Vec<_> = rejected.iter().map(|rejected| &*rejected.key).collect();
+    assert_eq!(
+        keys,
+        ["/hosts/a.example/10.0.0.1", "/hosts/b.example/@settings"]
+    );
+}

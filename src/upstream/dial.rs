@@ -1,0 +1,141 @@
+//! Connecting to an upstream.
+
+use std::{io, net::IpAddr, net::SocketAddr, sync::Arc};
+
+use ipnet::IpNet;
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::{
+    Endpoint, Upstream,
+    http1::Connection,
+    tls::{TlsError, UpstreamTls},
+    transport::Transport,
+};
+
+/// Connects to upstreams; one per worker.
+pub struct Dialler {
+    deny: Arc<Deny>,
+    tls: Arc<UpstreamTls>,
+}
+
+/// Addresses that are never dialled, whatever a key says: who may write keys must not reach what only we can.
+#[derive(Debug)]
+pub struct Deny {
+    networks: Vec<IpNet>,
+    admin: SocketAddr,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// The name has no address.
+    #[error("the name does not resolve")]
+    Unresolved,
+    /// `--upstream-deny`, or our own admin address.
+    #[error("the address is denied by --upstream-deny")]
+    Denied,
+    /// The connect failed.
+    #[error("connecting failed: {0}")]
+    Connect(#[source] io::Error),
+    /// The TLS options are unusable.
+    #[error(transparent)]
+    TlsOptions(#[from] TlsError),
+    /// The TLS handshake failed.
+    #[error("TLS handshake failed: {0}")]
+    Handshake(#[source] io::Error),
+}
+
+impl Deny {
+    /// Denies these networks, and the admin address.
+    pub fn new(networks: Vec<IpNet>, admin: SocketAddr) -> Self {
+        Self { networks, admin }
+    }
+
+    /// Whether `address` must not be dialled.
+    pub fn denies(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        let admin = self.admin.ip().to_canonical();
+        let is_admin = address.port() == self.admin.port()
+            && (ip == admin
+                || admin.is_unspecified() && ip.is_loopback()
+                || ip.is_unspecified() && admin.is_loopback());
+        is_admin || self.networks.iter().any(|network| contains(network, ip))
+    }
+}
+
+fn contains(network: &IpNet, ip: IpAddr) -> bool {
+    network.contains(&ip)
+}
+
+impl Dialler {
+    /// Dials anything but what `deny` holds.
+    pub fn new(deny: Arc<Deny>, tls: Arc<UpstreamTls>) -> Self {
+        Self { deny, tls }
+    }
+
+    /// A new connection. Takes as long as it takes: the caller bounds it.
+    pub async fn dial(&self, upstream: &Upstream) -> Result<Connection, DialError> {
+        upstream.metrics.connects.inc();
+        let transport = match &upstream.identity.endpoint {
+            Endpoint::Unresolved(..) => return Err(DialError::Unresolved),
+            Endpoint::Unix(path) => Transport::Unix(
+                UnixStream::connect(path)
+                    .await
+                    .map_err(DialError::Connect)?,
+            ),
+            Endpoint::Tcp { address, .. } => {
+                if self.deny.denies(*address) {
+                    return Err(DialError::Denied);
+                }
+                let stream = TcpStream::connect(address)
+                    .await
+                    .map_err(DialError::Connect)?;
+                stream.set_nodelay(true).map_err(DialError::Connect)?;
+                match &upstream.identity.tls {
+                    None => Transport::Tcp(stream),
+                    Some(options) => {
+                        let (connector, name): (_, ServerName<'static>) =
+                            self.tls.connector(options, &upstream.identity.endpoint)?;
+                        Transport::Tls(Box::new(
+                            connector
+                                .connect(name, stream)
+                                .await
+                                .map_err(DialError::Handshake)?,
+                        ))
+                    }
+                }
+            }
+        };
+        Ok(Connection::new(transport))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denied_networks_and_the_admin_address_are_not_dialled() {
+        let deny = Deny::new(
+            vec!["169.254.0.0/16".parse().expect("a network")],
+            "127.0.0.1:9900".parse().expect("an address"),
+        );
+        for (address, denied) in [
+            ("169.254.169.254:80", true),
+            ("[::ffff:169.254.169.254]:80", true),
+            ("127.0.0.1:9900", true),
+            ("[::ffff:127.0.0.1]:9900", true),
+            ("0.0.0.0:9900", true),
+            ("127.0.0.1:9901", false),
+            ("10.0.0.1:9900", false),
+        ] {
+            assert_eq!(
+                deny.denies(address.parse().expect(address)),
+                denied,
+                "{address}"
+            );
+        }
+    }
+}

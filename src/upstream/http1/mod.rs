@@ -1,0 +1,279 @@
+//! HTTP/1.1 towards an upstream: our own codec, driven in the request's own task.
+//!
+//! No channel and no connection task stand between a request and its socket; that is what makes it cheaper than
+//! a general client. The serialised head is the replay buffer, and the bytes that left are counted, so a retry
+//! knows exactly what the upstream can have seen.
+
+pub mod body;
+pub mod decoder;
+pub mod head;
+pub mod upload;
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, Method, header};
+use thiserror::Error;
+use tokio::io::AsyncRead;
+use tokio_util::io::poll_read_buf;
+
+pub use body::StreamingBody;
+use head::{Framing, MAX_HEAD, MalformedHead, ResponseHead};
+use upload::{Upload, UploadError, WaitsFor};
+
+use super::{request_body::RequestBodyError, transport::Transport};
+use crate::sweep::Deadline;
+
+/// What a read asks for while a head is expected.
+const HEAD_READ: usize = 8 * 1024;
+/// What a read asks for in the middle of a large body.
+const BODY_READ: usize = 64 * 1024;
+/// How many interim responses one request may get.
+const MAX_INTERIM: usize = 16;
+/// How long a body announced with `Expect: 100-continue` waits for the upstream's word (RFC 9110 section 10.1.1).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// A connection to an upstream that speaks HTTP/1.1.
+///
+/// Shared only between a response being read and an upload that outlasts its head.
+#[derive(Clone)]
+pub struct Connection(Rc<RefCell<Wire>>);
+
+struct Wire {
+    transport: Transport,
+    read: BytesMut,
+}
+
+/// How long the upstream, and the client's body, may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeLimits {
+    /// From the last request byte to the response head.
+    pub response: Duration,
+    /// The upstream taking no byte of the upload.
+    pub idle: Duration,
+    /// The client sending no byte of its body.
+    pub client_body: Duration,
+}
+
+/// Why there is no response head.
+#[derive(Debug, Error)]
+pub enum ExchangeError {
+    /// Reset or closed before a byte of the response.
+    #[error("connection ended before the response")]
+    Terminated(#[source] Option<io::Error>),
+    /// Ended in the middle of the head.
+    #[error("connection ended in the response head")]
+    Incomplete,
+    /// The upstream spoke nonsense.
+    #[error(transparent)]
+    Malformed(#[from] MalformedHead),
+    /// The upstream took too long.
+    #[error("no response in time")]
+    Timeout,
+    /// The client's body was the trouble.
+    #[error(transparent)]
+    Client(#[from] RequestBodyError),
+    /// The client stopped sending its body.
+    #[error("request body stalled")]
+    ClientTimeout,
+}
+
+impl Connection {
+    /// Over a stream just connected.
+    pub fn new(transport: Transport) -> Self {
+        Self(Rc::new(RefCell::new(Wire {
+            transport,
+            read: BytesMut::new(),
+        })))
+    }
+
+    /// Whether an idle connection can still be used: open, and silent as it must be between responses.
+    pub fn is_usable(&self) -> bool {
+        let mut wire = self.0.borrow_mut();
+        if !wire.read.is_empty() {
+            return false;
+        }
+        // Without readiness this costs no system call; whatever is ready (an end, an error, stray bytes) disqualifies.
+        let mut byte = [0];
+        let mut probe = tokio::io::ReadBuf::new(&mut byte);
+        Pin::new(&mut wire.transport)
+            .poll_read(&mut Context::from_waker(Waker::noop()), &mut probe)
+            .is_pending()
+    }
+
+    /// Gives back the memory that an idle connection does not need.
+    pub fn shrink(&self) {
+        let mut wire = self.0.borrow_mut();
+        if wire.read.is_empty() && wire.read.capacity() > 0 {
+            wire.read = BytesMut::new();
+        }
+    }
+
+    /// Sends `upload` and reads the response head. Interim responses (but 101) go to `interim` on the way.
+    ///
+    /// The upload may be unfinished when the head comes; [`StreamingBody`] takes it on. On an error it tells what
+    /// left, see [`Upload::written`].
+    pub async fn exchange(
+        &self,
+        upload: &mut Upload,
+        request: &Method,
+        limits: &ExchangeLimits,
+        deadline: &Deadline,
+        mut interim: impl FnMut(&ResponseHead),
+    ) -> Result<ResponseHead, ExchangeError> {
+        let mut interims = 0;
+        let mut write_error = None;
+        let mut stage = Stage::Sending {
+            waits_for: WaitsFor::Upstream,
+            written: u64::MAX,
+        };
+        std::future::poll_fn(|cx| {
+            let wire = &mut *self.0.borrow_mut();
+            if let Stage::Sending { waits_for, written } = &mut stage {
+                match upload.poll(&mut wire.transport, cx) {
+                    Poll::Pending => {
+                        if *written != upload.written() || *waits_for != upload.waits_for() {
+                            (*written, *waits_for) = (upload.written(), upload.waits_for());
+                            deadline.arm(match *waits_for {
+                                WaitsFor::Upstream => limits.idle,
+                                WaitsFor::Client => limits.client_body,
+                                WaitsFor::Continue => CONTINUE_WAIT,
+                            });
+                        }
+                    }
+                    Poll::Ready(Err(UploadError::Client(error))) => {
+                        return Poll::Ready(Err(error.into()));
+                    }
+                    Poll::Ready(sent) => {
+                        // What the upstream does not take it may have answered: read on.
+                        write_error = sent.err().map(|error| match error {
+                            UploadError::Upstream(error) => error,
+                            UploadError::Client(_) => unreachable!("matched above"),
+                        });
+                        stage = Stage::Awaiting;
+                        deadline.arm(limits.response);
+                    }
+                }
+            }
+            loop {
+                match wire.poll_head(request, cx, &mut write_error) {
+                    Poll::Pending => break,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Ok(head))
+                        if head.status.is_informational() && head.status != 101 =>
+                    {
+                        interims += 1;
+                        if interims > MAX_INTERIM {
+                            return Poll::Ready(Err(MalformedHead::TooLarge.into()));
+                        }
+                        if head.status != 100 {
+                            interim(&head);
+                        } else if upload.holds_body() {
+                            // The client gets its own 100 from hyper, as soon as the body is asked for.
+                            upload.release_body();
+                            cx.waker().wake_by_ref();
+                        }
+                    }
+                    Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                }
+            }
+            ready!(deadline.poll(cx));
+            match stage {
+                Stage::Sending {
+                    waits_for: WaitsFor::Continue,
+                    ..
+                } => {
+                    deadline.disarm();
+                    upload.release_body();
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Stage::Sending {
+                    waits_for: WaitsFor::Client,
+                    ..
+                } => Poll::Ready(Err(ExchangeError::ClientTimeout)),
+                _ => Poll::Ready(Err(ExchangeError::Timeout)),
+            }
+        })
+        .await
+    }
+
+    /// The whole body, if it came in one piece with its head: then the connection is free again at once.
+    pub fn whole_body(&self, framing: Framing) -> Option<Bytes> {
+        let Framing::Length(length) = framing else {
+            return None;
+        };
+        let mut wire = self.0.borrow_mut();
+        (wire.read.len() as u64 == length).then(|| wire.read.split().freeze())
+    }
+
+    /// Takes the stream apart for an upgraded exchange: the stream, and what was read beyond the head.
+    ///
+    /// `None` if an upload still uses it, which a request for an upgrade does not have.
+    pub fn into_stream(self) -> Option<(Transport, BytesMut)> {
+        let wire = Rc::into_inner(self.0)?.into_inner();
+        Some((wire.transport, wire.read))
+    }
+}
+
+enum Stage {
+    Sending { waits_for: WaitsFor, written: u64 },
+    Awaiting,
+}
+
+impl Wire {
+    fn poll_head(
+        &mut self,
+        request: &Method,
+        cx: &mut Context<'_>,
+        write_error: &mut Option<io::Error>,
+    ) -> Poll<Result<ResponseHead, ExchangeError>> {
+        loop {
+            if !self.read.is_empty()
+                && let Some(head) = head::parse(&mut self.read, request)?
+            {
+                return Poll::Ready(Ok(head));
+            }
+            debug_assert!(self.read.len() < MAX_HEAD);
+            match ready!(self.poll_fill(HEAD_READ, cx)) {
+                Ok(0) if !self.read.is_empty() => {
+                    return Poll::Ready(Err(ExchangeError::Incomplete));
+                }
+                Ok(0) => return Poll::Ready(Err(ExchangeError::Terminated(write_error.take()))),
+                Err(error) => return Poll::Ready(Err(ExchangeError::Terminated(Some(error)))),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads once, into room for about `wanted` bytes.
+    fn poll_fill(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.read.capacity() - self.read.len() < wanted {
+            self.read.reserve(wanted);
+        }
+        poll_read_buf(Pin::new(&mut self.transport), cx, &mut self.read)
+    }
+}
+
+/// Fields that must not stand in a trailer section (RFC 9110 section 6.5.1): they frame or route a message.
+pub fn forbidden_in_trailers(name: &HeaderName) -> bool {
+    const FORBIDDEN: [HeaderName; 9] = [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+        header::CONNECTION,
+        header::TRAILER,
+        header::UPGRADE,
+        header::TE,
+        header::AUTHORIZATION,
+        header::CONTENT_ENCODING,
+    ];
+    FORBIDDEN.contains(name) || name == "keep-alive" || name == "proxy-connection"
+}

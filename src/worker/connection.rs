@@ -1,0 +1,281 @@
+//! One client connection, from accept to close: TLS, HTTP/1.1 or HTTP/2, upgrade, linger.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tracing::debug;
+
+use super::{
+    io::{ClientIo, ClientStream},
+    tls::TlsStore,
+};
+use crate::proxy::{
+    Proxy,
+    client::{Client, Expiry},
+    upgrade,
+};
+
+/// What an HTTP/2 client with prior knowledge sends first (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The largest request head: 64 KiB of fields and 16 KiB of target.
+const MAX_HEAD: usize = 80 * 1024;
+/// What hyper may hold of a response that the client is slow to read, beyond the chunk that exceeds it.
+const MAX_BUFFERED: usize = 96 * 1024;
+/// How long, and for how many bytes, a close waits for the client to stop sending.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// How connections are served; one per worker.
+pub struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<LocalExecutor>,
+}
+
+impl Default for Protocols {
+    fn default() -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            // The stamps and the sweep do this: hyper's own would also run while a connection is idle.
+            .header_read_timeout(None)
+            .max_header_size(MAX_HEAD)
+            .max_buf_size(MAX_BUFFERED)
+            .writev(true);
+        let mut http2 = http2::Builder::new(LocalExecutor);
+        http2
+            .max_concurrent_streams(100)
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_header_list_size(64 * 1024)
+            .max_send_buf_size(64 * 1024);
+        Self { http1, http2 }
+    }
+}
+
+/// Runs hyper's HTTP/2 streams on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Serves one connection to its end.
+pub async fn serve(
+    proxy: &Rc<Proxy>,
+    protocols: &Protocols,
+    client: &Rc<Client>,
+    stream: TcpStream,
+    tls: Option<Arc<TlsStore>>,
+) {
+    // Small answers must not wait for the acknowledgement of earlier ones.
+    let _ = stream.set_nodelay(true);
+    let opened = until_expired(client, open(stream, tls)).await;
+    let (stream, replay, protocol) = match opened {
+        Some(Ok(opened)) => opened,
+        Some(Err(error)) => {
+            return debug!(client = %client.address, %error, "connection not opened");
+        }
+        None => {
+            proxy
+                .metrics
+                .data_plane
+                .limit_hits
+                .with_label_values(&["opening_timeout"])
+                .inc();
+            return;
+        }
+    };
+    client.opened();
+    let io = ClientIo::new(stream, replay, client.clone());
+    match protocol {
+        Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
+        Protocol::Http2 => serve_http2(proxy, protocols, client, io).await,
+    }
+    if let Some(limit) = client.expired().and_then(limit_name) {
+        proxy
+            .metrics
+            .data_plane
+            .limit_hits
+            .with_label_values(&[limit])
+            .inc();
+    }
+}
+
+fn limit_name(expiry: Expiry) -> Option<&'static str> {
+    match expiry {
+        Expiry::Opening => Some("opening_timeout"),
+        Expiry::Head => Some("header_timeout"),
+        Expiry::Idle => Some("idle_timeout"),
+        Expiry::Write => Some("write_timeout"),
+        Expiry::Drain | Expiry::Abort => None,
+    }
+}
+
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+async fn open(
+    stream: TcpStream,
+    tls: Option<Arc<TlsStore>>,
+) -> std::io::Result<(ClientStream, Bytes, Protocol)> {
+    match tls {
+        Some(store) => {
+            let stream = store.accept(stream).await?;
+            let protocol = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Protocol::Http2,
+                _ => Protocol::Http1,
+            };
+            Ok((ClientStream::Tls(Box::new(stream)), Bytes::new(), protocol))
+        }
+        None => {
+            let (replay, protocol, stream) = sniff(stream).await?;
+            Ok((ClientStream::Plain(stream), replay, protocol))
+        }
+    }
+}
+
+/// Reads as much as it takes to tell the HTTP/2 preface from anything else.
+async fn sniff(mut stream: TcpStream) -> std::io::Result<(Bytes, Protocol, TcpStream)> {
+    let mut read = BytesMut::with_capacity(1024);
+    loop {
+        let known = read.len().min(PREFACE.len());
+        if read[..known] != PREFACE[..known] {
+            return Ok((read.freeze(), Protocol::Http1, stream));
+        }
+        if known == PREFACE.len() {
+            return Ok((read.freeze(), Protocol::Http2, stream));
+        }
+        if stream.read_buf(&mut read).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// `future`'s output, or `None` once a limit of the connection has passed.
+async fn until_expired<F: Future>(client: &Client, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        client.watch(cx);
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if client.expired().is_some() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Client>, io: ClientIo) {
+    let service = service_fn(|request: http::Request<Incoming>| async move {
+        Ok::<_, Infallible>(proxy.serve(client, request).await)
+    });
+    let mut connection = pin!(
+        protocols
+            .http1
+            .serve_connection(TokioIo::new(io), service)
+            .without_shutdown()
+    );
+    let ended = poll_fn(|cx| {
+        client.watch(cx);
+        match connection.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            // Everything else the stream itself turns into an end.
+            Poll::Pending if client.expired() == Some(Expiry::Abort) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    match ended {
+        Some(Ok(parts)) => {
+            let mut io = parts.io.into_inner();
+            match client.take_upgrade() {
+                Some(upgraded) => {
+                    io.unread(parts.read_buf);
+                    let aborted = |cx: &Context<'_>| {
+                        client.watch(cx);
+                        client.expired() == Some(Expiry::Abort)
+                    };
+                    upgrade::splice(io, *upgraded, aborted).await;
+                }
+                None => close(proxy, client, io).await,
+            }
+        }
+        Some(Err(error)) => debug!(client = %client.address, %error, "connection ended"),
+        None => {}
+    }
+}
+
+/// Ends our half, then waits a little for the client to end its own: a close with bytes unread would be a reset,
+/// and a reset may overtake the answer it follows.
+async fn close(proxy: &Rc<Proxy>, client: &Client, mut io: ClientIo) {
+    let deadline = proxy.sweep.deadline();
+    deadline.arm(LINGER);
+    deadline
+        .limit(async {
+            if io.shutdown().await.is_err()
+                || io.read_eof
+                || !(client.has_unread_body() || client.is_draining())
+            {
+                return;
+            }
+            let mut sink = [0; 4096];
+            let mut left = LINGER_BYTES;
+            while let Ok(n @ 1..) = io.read(&mut sink).await {
+                left = left.saturating_sub(n);
+                if left == 0 {
+                    return;
+                }
+            }
+        })
+        .await;
+}
+
+async fn serve_http2(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Client>, io: ClientIo) {
+    let service = {
+        let (proxy, client) = (proxy.clone(), client.clone());
+        service_fn(move |request: http::Request<Incoming>| {
+            let (proxy, client) = (proxy.clone(), client.clone());
+            async move { Ok::<_, Infallible>(proxy.serve(&client, request).await) }
+        })
+    };
+    let mut connection = pin!(protocols.http2.serve_connection(TokioIo::new(io), service));
+    let mut going_away = false;
+    let ended = poll_fn(|cx| {
+        client.watch(cx);
+        if !going_away && (client.is_draining() || client.expired().is_some()) {
+            going_away = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        match connection.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended),
+            Poll::Pending if client.expired() == Some(Expiry::Abort) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    if let Err(error) = ended {
+        debug!(client = %client.address, %error, "connection ended");
+    }
+}

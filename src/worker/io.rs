@@ -1,0 +1,289 @@
+//! The stamped stream: what lies between a client's socket and hyper.
+//!
+//! It stamps progress for the sweep, sends interim (1xx) heads that hyper's server cannot, gives the bare errors
+//! that hyper answers by itself a `Proxy-Status`, and ends connections so that the client sees what happened:
+//! with linger after an early answer, by reset where a cut close-delimited reply would look whole.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
+
+use crate::proxy::client::{Client, Expiry, Phase};
+
+/// Vectored writes up to this many bytes are copied together: below it one `write` is cheaper than a `writev`.
+const FLATTEN: usize = 4096;
+
+/// A client's socket, plain or TLS.
+pub enum ClientStream {
+    /// As it came.
+    Plain(TcpStream),
+    /// After the handshake.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl ClientStream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+/// The stamped stream.
+pub struct ClientIo {
+    stream: ClientStream,
+    /// Bytes read while sniffing, read again first.
+    replay: Bytes,
+    state: Rc<Client>,
+    /// An interim head that is partly written: nothing may come between its bytes.
+    interim: BytesMut,
+    /// All that was written is flushed: what is written next starts a message.
+    at_message_start: bool,
+    pub(super) read_eof: bool,
+}
+
+impl ClientIo {
+    /// Wraps a stream whose first bytes, `replay`, were read already.
+    pub fn new(stream: ClientStream, replay: Bytes, state: Rc<Client>) -> Self {
+        Self {
+            stream,
+            replay,
+            state,
+            interim: BytesMut::new(),
+            at_message_start: true,
+            read_eof: false,
+        }
+    }
+
+    /// Puts bytes back that were read too much; they are read again before anything else.
+    pub fn unread(&mut self, bytes: Bytes) {
+        debug_assert!(self.replay.is_empty());
+        self.replay = bytes;
+    }
+
+    fn poll_raw_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_raw_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            ClientStream::Plain(_) => Poll::Ready(Ok(())),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    /// Notes whether the client takes what we write.
+    fn stamp_write<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &result {
+            Poll::Pending => self.state.write_blocked(true),
+            Poll::Ready(_) => self.state.write_blocked(false),
+        }
+        result
+    }
+
+    fn write_may_go_on(&self) -> io::Result<()> {
+        match self.state.expired() {
+            Some(Expiry::Write | Expiry::Abort) => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes what is left of an interim head that was begun.
+    fn poll_finish_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            let interim = std::mem::take(&mut self.interim);
+            let result = self.poll_raw_write(cx, &interim);
+            self.interim = interim;
+            let written = ready!(self.stamp_write(result))?;
+            self.interim.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// An error that hyper answers without asking us (a malformed or too large head) becomes one of ours: the
+    /// same status, with `Proxy-Status`. `None` for everything else.
+    fn amended_error(&self, first: &[u8]) -> Option<(usize, &'static [u8])> {
+        if !self.at_message_start || self.state.running() > 0 {
+            return None;
+        }
+        const ERRORS: [(&[u8], &[u8]); 3] = [
+            (
+                b"HTTP/1.1 400 Bad Request\r\n",
+                b"HTTP/1.1 400 Bad Request\r\nproxy-status: waypost; error=http_request_error; \
+                  details=\"malformed request head\"\r\n",
+            ),
+            (
+                b"HTTP/1.1 414 URI Too Long\r\n",
+                b"HTTP/1.1 414 URI Too Long\r\nproxy-status: waypost; error=http_request_error; \
+                  details=\"request target too long\"\r\n",
+            ),
+            (
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\nproxy-status: waypost; error=http_request_error; \
+                  details=\"request header section too large\"\r\n",
+            ),
+        ];
+        ERRORS
+            .iter()
+            .find(|(bare, _)| first.starts_with(bare))
+            .map(|(bare, ours)| (bare.len(), *ours))
+    }
+
+    fn poll_message_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some((replaced, ours)) = self.amended_error(buf) {
+            // The rest of this small message follows in a later call; the head line goes through `interim`,
+            // whose bytes are sure to leave first.
+            self.at_message_start = false;
+            self.state.leave_body_unread();
+            self.interim.extend_from_slice(ours);
+            return match self.poll_finish_interim(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(replaced)),
+            };
+        }
+        ready!(self.poll_finish_interim(cx))?;
+        self.at_message_start = false;
+        let result = self.poll_raw_write(cx, buf);
+        self.stamp_write(result)
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.state.expired() == Some(Expiry::Abort) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buf.filled().len();
+        if !this.replay.is_empty() {
+            let n = this.replay.len().min(buf.remaining());
+            buf.put_slice(&this.replay.split_to(n));
+        } else {
+            let result = match &mut this.stream {
+                ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+                ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            };
+            match result {
+                Poll::Ready(result) => result?,
+                // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
+                Poll::Pending => match this.state.expired() {
+                    Some(Expiry::Head) if this.state.phase() == Phase::Head => {
+                        this.state.leave_body_unread();
+                        let _ = this.poll_raw_write(cx, REQUEST_TIMEOUT);
+                        let _ = this.poll_raw_flush(cx);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Some(Expiry::Idle | Expiry::Drain) if this.state.running() == 0 => {
+                        return Poll::Ready(Ok(()));
+                    }
+                    _ => return Poll::Pending,
+                },
+            }
+        }
+        if buf.filled().len() == before {
+            this.read_eof = true;
+        } else if this.state.phase() == Phase::Idle {
+            this.state.head_began();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    proxy-status: waypost; error=http_request_error; details=\"request head not complete in time\"\r\n\
+    content-length: 35\r\nconnection: close\r\n\r\nrequest head not complete in time\r\n";
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.write_may_go_on()?;
+        self.poll_message_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.write_may_go_on()?;
+        if let [only] = bufs {
+            return self.poll_message_write(cx, only);
+        }
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if total <= FLATTEN {
+            let mut flat = [0; FLATTEN];
+            let mut filled = 0;
+            for buf in bufs {
+                flat[filled..filled + buf.len()].copy_from_slice(buf);
+                filled += buf.len();
+            }
+            return self.poll_message_write(cx, &flat[..filled]);
+        }
+        ready!(self.poll_finish_interim(cx))?;
+        self.at_message_start = false;
+        let result = match &mut self.stream {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        };
+        self.stamp_write(result)
+    }
+
+    /// Always true, so that hyper queues what it writes instead of copying bodies together.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write_may_go_on()?;
+        ready!(self.poll_finish_interim(cx))?;
+        // hyper flushes the stream only when it has nothing buffered: here an interim head is in order.
+        self.interim = self.state.take_interim();
+        ready!(self.poll_finish_interim(cx))?;
+        let result = self.poll_raw_flush(cx);
+        ready!(self.stamp_write(result))?;
+        self.at_message_start = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write_may_go_on()?;
+        ready!(self.poll_finish_interim(cx))?;
+        let result = match &mut self.stream {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        };
+        self.stamp_write(result)
+    }
+}
+
+impl Drop for ClientIo {
+    fn drop(&mut self) {
+        if self.state.ends_by_reset() {
+            // Best effort: the socket may be gone already, and then there is no one left to mislead.
+            let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
