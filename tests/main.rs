@@ -1,1 +1,6 @@
-fn main() {}
+//! Every integration test, in one binary: files by behaviour, `support` starts what they need.
+
+mod etcd_access;
+mod etcd_source;
+mod put_delete;
+mod support;

@@ -1,0 +1,410 @@
+//! A real etcd cluster on free ports: started in a second, killed with its owner.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, ErrorKind},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use etcd_client::{Client, CompactionOptions, ConnectOptions, Txn, TxnOp};
+use tempfile::TempDir;
+use waypost::config::EtcdConfig;
+
+const START_TIME: Duration = Duration::from_secs(20);
+/// Ports are found free and then handed over, so another process may take one in between.
+const STARTS: usize = 5;
+
+/// One to three etcd members. Dropping it kills them and removes their data.
+pub struct EtcdCluster {
+    members: Vec<Member>,
+    client: Client,
+    directory: TempDir,
+}
+
+/// How a cluster differs from a plain one.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// PEM files that clients must be certified by.
+    pub tls: Option<Tls>,
+    /// More flags for every member.
+    pub flags: Vec<String>,
+}
+
+/// The certificates of a cluster that speaks TLS, and of its clients.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub ca: PathBuf,
+    pub server_certificate: PathBuf,
+    pub server_key: PathBuf,
+    pub client_certificate: PathBuf,
+    pub client_key: PathBuf,
+}
+
+struct Member {
+    arguments: Vec<String>,
+    endpoint: String,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl EtcdCluster {
+    /// A plain cluster of this many members, ready for use.
+    pub async fn start(members: usize) -> Self {
+        Self::start_with(members, Options::default()).await
+    }
+
+    pub async fn start_with(members: usize, options: Options) -> Self {
+        for _ in 1..STARTS {
+            if let Ok(cluster) = Self::try_start(members, &options).await {
+                return cluster;
+            }
+        }
+        match Self::try_start(members, &options).await {
+            Ok(cluster) => cluster,
+            Err(error) => panic!("etcd did not start {STARTS} times: {error}"),
+        }
+    }
+
+    async fn try_start(count: usize, options: &Options) -> Result<Self, String> {
+        // In memory, so that fsync costs nothing whichever version this is.
+        let directory = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .expect("a temporary directory");
+        let mut members = lay_out(count, options, directory.path());
+        for member in &mut members {
+            member.start();
+        }
+        let endpoints: Vec<_> = members
+            .iter()
+            .map(|member| member.endpoint.clone())
+            .collect();
+        let client = Client::connect(&endpoints, Some(connect_options(options)))
+            .await
+            .map_err(|error| error.to_string())?;
+        let cluster = Self {
+            members,
+            client,
+            directory,
+        };
+        for member in 0..count {
+            cluster.answers(member, options).await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn answers(&self, member: usize, options: &Options) -> Result<(), String> {
+        let member = &self.members[member];
+        let deadline = Instant::now() + START_TIME;
+        loop {
+            let asked = async {
+                let mut client =
+                    Client::connect([&member.endpoint], Some(connect_options(options))).await?;
+                client.get("ready", None).await
+            };
+            match tokio::time::timeout(Duration::from_secs(1), asked).await {
+                Ok(Ok(_)) => return Ok(()),
+                _ if member.process.as_ref().is_none_or(Process::is_over) => {
+                    return Err(format!(
+                        "{} ended: {}",
+                        member.endpoint,
+                        member.last_words()
+                    ));
+                }
+                _ if Instant::now() > deadline => {
+                    return Err(format!(
+                        "{} is silent: {}",
+                        member.endpoint,
+                        member.last_words()
+                    ));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// The members' URLs.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members
+            .iter()
+            .map(|member| member.endpoint.clone())
+            .collect()
+    }
+
+    /// To reach every member, without TLS or user.
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: self.endpoints(),
+            ca: None,
+            client_certificate: None,
+            user: None,
+        }
+    }
+
+    /// A client of all members that are up.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// A directory for more files, removed with the cluster.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Puts a key; the revision.
+    pub async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> i64 {
+        self.txn([TxnOp::put(key, value, None)]).await
+    }
+
+    /// Deletes a key; the revision.
+    pub async fn delete(&self, key: &str) -> i64 {
+        self.txn([TxnOp::delete(key, None)]).await
+    }
+
+    /// Commits these operations as one; the revision. Repeated while members are away, as a person would.
+    pub async fn txn(&self, operations: impl Into<Vec<TxnOp>>) -> i64 {
+        let operations = operations.into();
+        let deadline = Instant::now() + START_TIME;
+        loop {
+            let mut client = self.client();
+            let txn = client.txn(Txn::new().and_then(operations.clone()));
+            match tokio::time::timeout(Duration::from_secs(3), txn).await {
+                Ok(Ok(answer)) => return answer.header().expect("a header").revision(),
+                error if Instant::now() > deadline => panic!("etcd takes no writes: {error:?}"),
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Forgets what was before this revision.
+    pub async fn compact(&self, revision: i64) {
+        let options = CompactionOptions::new().with_physical();
+        self.client()
+            .compact(revision, Some(options))
+            .await
+            .expect("compaction");
+    }
+
+    /// Ends a member without warning, and waits until it is gone.
+    pub fn kill(&mut self, member: usize) {
+        self.members[member].process = None;
+    }
+
+    /// Starts a killed member on its old ports and data, and waits until it answers.
+    pub async fn restart(&mut self, member: usize) {
+        self.restart_as(member, &Options::default()).await;
+    }
+
+    /// As [`Self::restart`], asking it with these credentials.
+    pub async fn restart_as(&mut self, member: usize, options: &Options) {
+        self.members[member].start();
+        if let Err(error) = self.answers(member, options).await {
+            panic!("etcd did not come back: {error}");
+        }
+    }
+
+    /// Kills every member and throws the data away: the next start begins at revision 1, with the same cluster_id.
+    pub fn wipe(&mut self) {
+        for index in 0..self.members.len() {
+            self.kill(index);
+            let data = self.directory.path().join(format!("m{index}"));
+            std::fs::remove_dir_all(data).expect("the member's data");
+        }
+    }
+
+    /// Stops a member's clock: its sockets stay open and nothing answers.
+    pub fn pause(&self, member: usize) {
+        self.signal(member, "STOP");
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&self, member: usize) {
+        self.signal(member, "CONT");
+    }
+
+    /// The index of the leader.
+    pub async fn leader(&self) -> usize {
+        for index in 0..self.members.len() {
+            let mut client = Client::connect([&self.members[index].endpoint], None)
+                .await
+                .expect("a client");
+            let status = client.status().await.expect("the member's status");
+            let own = status.header().expect("a header").member_id();
+            if status.leader() == own {
+                return index;
+            }
+        }
+        panic!("no member leads");
+    }
+
+    fn signal(&self, member: usize, name: &str) {
+        if let Some(process) = &self.members[member].process {
+            process.signal(name);
+        }
+    }
+}
+
+/// The flags of every member, on ports that are free now.
+fn lay_out(count: usize, options: &Options, directory: &Path) -> Vec<Member> {
+    let ports = free_ports(2 * count);
+    let (peers, clients) = ports.split_at(count);
+    let scheme = if options.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let cluster: Vec<_> = (peers.iter().enumerate())
+        .map(|(index, port)| format!("m{index}=http://127.0.0.1:{port}"))
+        .collect();
+    // One member needs nobody's vote; of three, a busy machine must not depose the leader.
+    let (heartbeat, election) = if count == 1 { (10, 100) } else { (100, 1000) };
+    let member = |index: usize| {
+        let endpoint = format!("{scheme}://127.0.0.1:{}", clients[index]);
+        let peer = format!("http://127.0.0.1:{}", peers[index]);
+        let mut arguments = vec![
+            format!("--name=m{index}"),
+            format!(
+                "--data-dir={}",
+                directory.join(format!("m{index}")).display()
+            ),
+            format!("--listen-client-urls={endpoint}"),
+            format!("--advertise-client-urls={endpoint}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster={}", cluster.join(",")),
+            format!("--heartbeat-interval={heartbeat}"),
+            format!("--election-timeout={election}"),
+            "--log-level=warn".to_owned(),
+        ];
+        if let Some(tls) = &options.tls {
+            arguments.push(format!("--cert-file={}", tls.server_certificate.display()));
+            arguments.push(format!("--key-file={}", tls.server_key.display()));
+            arguments.push(format!("--trusted-ca-file={}", tls.ca.display()));
+            arguments.push("--client-cert-auth".to_owned());
+        }
+        arguments.extend(options.flags.iter().cloned());
+        Member {
+            arguments,
+            endpoint,
+            log: directory.join(format!("m{index}.log")),
+            process: None,
+        }
+    };
+    (0..count).map(member).collect()
+}
+
+/// Held all at once, so that they differ.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
+        .collect();
+    (listeners.iter())
+        .map(|listener| listener.local_addr().expect("its address").port())
+        .collect()
+}
+
+fn connect_options(options: &Options) -> ConnectOptions {
+    let connect = ConnectOptions::new().with_connect_timeout(Duration::from_secs(1));
+    let Some(tls) = &options.tls else {
+        return connect;
+    };
+    let read = |path: &Path| std::fs::read(path).expect("a PEM file");
+    connect.with_tls(
+        etcd_client::TlsOptions::new()
+            .ca_certificate(etcd_client::Certificate::from_pem(read(&tls.ca)))
+            .identity(etcd_client::Identity::from_pem(
+                read(&tls.client_certificate),
+                read(&tls.client_key),
+            )),
+    )
+}
+
+impl Member {
+    fn start(&mut self) {
+        self.process = Some(Process::start("etcd", &self.arguments, &self.log));
+    }
+
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
+    }
+}
+
+/// A process that cannot outlive us: its parent is a shell that kills it when our end of a pipe closes, which it does
+/// however we end.
+struct Process {
+    guard: Child,
+    guard_input: Option<ChildStdin>,
+    id: u32,
+}
+
+impl Process {
+    fn start(program: &str, arguments: &[String], log: &Path) -> Self {
+        let log = File::create(log).expect("a log file");
+        let spawned = Command::new("sh")
+            .args(["-c", GUARD, "sh", program])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn();
+        let mut guard = spawned.expect("sh is everywhere");
+        let mut id = String::new();
+        let output = guard.stdout.take().expect("it is piped");
+        BufReader::new(output)
+            .read_line(&mut id)
+            .expect("the guard's first line");
+        let Ok(id) = id.trim().parse() else {
+            panic!(
+                "these tests need a real {program} on PATH: apt-get install etcd-server, or see scripts/test"
+            );
+        };
+        Self {
+            guard_input: guard.stdin.take(),
+            guard,
+            id,
+        }
+    }
+
+    /// Whether it ended by itself.
+    fn is_over(&self) -> bool {
+        match std::fs::read_to_string(format!("/proc/{}/stat", self.id)) {
+            Ok(stat) => stat
+                .rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.starts_with(" Z")),
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args(["-s", name, &self.id.to_string()])
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "kill -s {name} {}",
+            self.id
+        );
+    }
+}
+
+const GUARD: &str = r#"
+command -v "$1" >/dev/null || exit 127
+"$@" >&2 &
+echo $!
+exec >&-
+cat >/dev/null
+kill -KILL $!
+wait $!
+"#;
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.guard_input.take();
+        // It ends after the process it guards, whose ports are free then.
+        let _ = self.guard.wait();
+    }
+}

@@ -1,0 +1,5 @@
+//! What the tests start and drive: real processes and sockets, on ports of their own.
+
+pub mod etcd;
+pub mod follower;
+pub mod link;
