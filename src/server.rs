@@ -226,7 +226,7 @@ impl Source {
         Ok(match &config.source {
             SourceConfig::Etcd(etcd) => Self::Etcd(Box::new(Etcd::new(etcd.clone(), prefix)?)),
             SourceConfig::Directory(path) => {
-                let directory = directory::Directory::new(path.clone(), prefix)?;
+                let directory = directory::Directory::open(path.clone(), &prefix)?;
                 Self::Directory(Box::new(directory))
             }
         })

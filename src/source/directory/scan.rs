@@ -1,0 +1,216 @@
+//! Reading the whole tree. A file whose stamp is the one it was last read with is not read again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::{self, File, Metadata},
+    io::{self, Read},
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+
+use super::super::Entry;
+use crate::route::Revision;
+
+/// What is read of a file at most: over the limit of a value, so that a larger one is rejected as such.
+const MOST_READ: u64 = 64 * 1024 + 1;
+
+/// A stamp younger than this when it was read proves nothing: another write may leave the same one.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// How deep a tree may be. Keys are shorter than this allows.
+const DEEPEST: usize = 256;
+
+/// Every file, by key.
+pub(super) type Files = BTreeMap<Bytes, FileState>;
+
+/// A file as it was read.
+#[derive(Clone, Debug)]
+pub(super) struct FileState {
+    value: Bytes,
+    /// The revision its content changed at.
+    mod_revision: Revision,
+    /// `None`: to be read again anyway.
+    stamp: Option<Stamp>,
+}
+
+/// Changes when the content does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    id: DirectoryId,
+    size: u64,
+    changed: (i64, i64),
+}
+
+/// Device and inode.
+pub(super) type DirectoryId = (u64, u64);
+
+/// The tree as it is now.
+pub(super) struct Scan {
+    pub(super) files: Files,
+    /// Whether any key or value differs from before.
+    pub(super) is_changed: bool,
+    /// `path: why`. What is known of such a file stays.
+    pub(super) unreadable: Vec<String>,
+    /// The root, and what links lead to: a watch follows those only as they were.
+    pub(super) directories: BTreeSet<DirectoryId>,
+}
+
+/// Reads the tree below `dir`; what changed since `known` changed at `revision`.
+///
+/// # Errors
+/// A directory that cannot be read fails the whole: what is below it is not gone for that.
+pub(super) fn scan(
+    dir: &Path,
+    prefix: &str,
+    known: &Files,
+    revision: Revision,
+) -> io::Result<Scan> {
+    let mut walk = Walk {
+        known,
+        revision,
+        scan: Scan {
+            files: Files::new(),
+            is_changed: false,
+            unreadable: Vec::new(),
+            directories: BTreeSet::new(),
+        },
+        above: Vec::new(),
+    };
+    let id = id(&fs::metadata(dir).map_err(|error| named(dir, &error))?);
+    walk.scan.directories.insert(id);
+    walk.directory(dir, prefix.as_bytes(), id)?;
+    let mut scan = walk.scan;
+    scan.is_changed |= known.keys().any(|key| !scan.files.contains_key(key));
+    Ok(scan)
+}
+
+/// The files as a source's entries.
+pub(super) fn entries(files: &Files) -> Vec<Entry> {
+    let entries = files.iter().map(|(key, file)| Entry {
+        key: key.clone(),
+        value: file.value.clone(),
+        mod_revision: file.mod_revision,
+        lease: 0,
+    });
+    entries.collect()
+}
+
+struct Walk<'k> {
+    known: &'k Files,
+    revision: Revision,
+    scan: Scan,
+    /// The directories we are in: a link back to one of them would have no end.
+    above: Vec<DirectoryId>,
+}
+
+impl Walk<'_> {
+    /// `key` is the key of what is in the directory, up to its name.
+    fn directory(&mut self, dir: &Path, key: &[u8], id: DirectoryId) -> io::Result<()> {
+        if self.above.contains(&id) || self.above.len() >= DEEPEST {
+            return Ok(());
+        }
+        self.above.push(id);
+        for entry in fs::read_dir(dir).map_err(|error| named(dir, &error))? {
+            let entry = entry.map_err(|error| named(dir, &error))?;
+            let name = entry.file_name();
+            if is_ignored(&name) {
+                continue;
+            }
+            let path = entry.path();
+            let metadata = match fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                // Gone meanwhile, or a link to nowhere.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(named(&path, &error)),
+            };
+            let key = [key, name.as_bytes()].concat();
+            if metadata.is_file() {
+                self.file(&path, key.into(), &metadata);
+            } else if metadata.is_dir() {
+                let child = self::id(&metadata);
+                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                    self.scan.directories.insert(child);
+                }
+                match self.directory(&path, &[&key, &b"/"[..]].concat(), child) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    done => done?,
+                }
+            }
+        }
+        self.above.pop();
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, key: Bytes, metadata: &Metadata) {
+        let known = self.known.get(&key);
+        let stamp = Stamp {
+            id: id(metadata),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        };
+        if let Some(known) = known
+            && known.stamp == Some(stamp)
+        {
+            self.scan.files.insert(key, known.clone());
+            return;
+        }
+        let mut content = Vec::new();
+        let reading =
+            File::open(path).and_then(|file| file.take(MOST_READ).read_to_end(&mut content));
+        let file = match (reading, known) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => return,
+            (Err(error), known) => {
+                self.scan
+                    .unreadable
+                    .push(format!("{}: {error}", path.display()));
+                match known {
+                    Some(known) => known.clone(),
+                    None => return,
+                }
+            }
+            (Ok(_), Some(known)) if known.value == content => FileState {
+                stamp: settled(stamp),
+                ..known.clone()
+            },
+            (Ok(_), _) => {
+                self.scan.is_changed = true;
+                FileState {
+                    value: content.into(),
+                    mod_revision: self.revision,
+                    stamp: settled(stamp),
+                }
+            }
+        };
+        self.scan.files.insert(key, file);
+    }
+}
+
+fn settled(stamp: Stamp) -> Option<Stamp> {
+    let seconds = u64::try_from(stamp.changed.0).ok()?;
+    let changed = UNIX_EPOCH + Duration::from_secs(seconds);
+    let age = SystemTime::now().duration_since(changed).ok()?;
+    (age > SETTLED).then_some(stamp)
+}
+
+fn id(metadata: &Metadata) -> DirectoryId {
+    (metadata.dev(), metadata.ino())
+}
+
+/// What editors leave beside a file they write, hidden files, and the `..data` of a mounted ConfigMap (whose files
+/// are links into it).
+fn is_ignored(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b".")
+        || name.ends_with(b"~")
+        || [&b".swp"[..], b".swx", b".tmp"]
+            .iter()
+            .any(|ending| name.ends_with(ending))
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
