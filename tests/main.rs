@@ -2,5 +2,6 @@
 
 mod etcd_access;
 mod etcd_source;
+mod lifecycle;
 mod put_delete;
 mod support;

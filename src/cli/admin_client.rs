@@ -37,7 +37,9 @@ pub async fn fetch(
         .await
         .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(patience)))
         .with_context(|| {
-            format!("could not ask {admin} (is `waypost serve` running? --admin names another address)")
+            format!(
+                "could not ask {admin} (is `waypost serve` running? --admin names another address)"
+            )
         })
 }
 
@@ -47,7 +49,10 @@ pub async fn fetch_json(admin: &str, path: &str) -> anyhow::Result<Value> {
     let value: Value = serde_json::from_slice(&body)
         .with_context(|| format!("{admin} is no admin API of Waypost: its answer is not JSON"))?;
     if !status.is_success() {
-        bail!("{admin}: {}", value["error"].as_str().unwrap_or(status.as_str()));
+        bail!(
+            "{admin}: {}",
+            value["error"].as_str().unwrap_or(status.as_str())
+        );
     }
     Ok(value)
 }

@@ -3,4 +3,8 @@
 #[derive(clap::Args, Debug)]
 #[command(after_help = "waypost demo")]
 pub struct Demo {}
-impl Demo { pub async fn run(self) -> anyhow::Result<std::process::ExitCode> { todo!() } }
+impl Demo {
+    pub async fn run(self) -> anyhow::Result<std::process::ExitCode> {
+        todo!()
+    }
+}

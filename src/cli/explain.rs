@@ -62,18 +62,32 @@ fn in_words(url: &str, explained: &Value) -> String {
     line("revision", text(&explained["revision"]));
     let route = &explained["route"];
     if route.is_object() {
-        line("route", format!("{} ({})", text(&route["name"]), text(&route["balance"])));
+        line(
+            "route",
+            format!("{} ({})", text(&route["name"]), text(&route["balance"])),
+        );
         if !route["settings_key"].is_null() {
             line(
                 "settings",
-                format!("{} (revision {})", text(&route["settings_key"]), route["settings_mod_revision"]),
+                format!(
+                    "{} (revision {})",
+                    text(&route["settings_key"]),
+                    route["settings_mod_revision"]
+                ),
             );
         }
     }
     line("location", text(&explained["location"]));
     let forward = &explained["forward"];
     if forward.is_object() {
-        line("forwards", format!("{} with Host {}", text(&forward["target"]), text(&forward["host"])));
+        line(
+            "forwards",
+            format!(
+                "{} with Host {}",
+                text(&forward["target"]),
+                text(&forward["host"])
+            ),
+        );
     }
     for member in route["members"].as_array().map_or(&[][..], Vec::as_slice) {
         let mut value = format!(

@@ -95,9 +95,7 @@ fn without_empty_environment(arg: clap::Arg) -> clap::Arg {
     }
 }
 
-fn blocking(
-    command: impl Future<Output = anyhow::Result<ExitCode>>,
-) -> anyhow::Result<ExitCode> {
+fn blocking(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -146,7 +144,10 @@ mod tests {
             let name = command.get_name();
             assert!(command.get_about().is_some(), "{name} has no summary");
             let help = command.get_after_help().map(ToString::to_string);
-            assert!(help.is_some_and(|help| help.contains("waypost ")), "{name} has no examples");
+            assert!(
+                help.is_some_and(|help| help.contains("waypost ")),
+                "{name} has no examples"
+            );
         }
     }
 

@@ -73,7 +73,11 @@ fn table(routes: &[Value], with_head: bool) -> String {
     let rows = routes.iter().map(|route| {
         let members = route["members"].as_array().map_or(&[][..], Vec::as_slice);
         let upstreams: Vec<_> = members.iter().map(upstream).collect();
-        [text(&route["name"]), text(&route["balance"]), upstreams.join(", ")]
+        [
+            text(&route["name"]),
+            text(&route["balance"]),
+            upstreams.join(", "),
+        ]
     });
     let rows: Vec<_> = with_head.then_some(head).into_iter().chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);

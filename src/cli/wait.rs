@@ -61,7 +61,11 @@ impl Wait {
         let outcomes = waiting.join_all().await;
         let late: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
         if !late.is_empty() {
-            bail!("revision {} was not reached: {}", self.revision, late.join("; "));
+            bail!(
+                "revision {} was not reached: {}",
+                self.revision,
+                late.join("; ")
+            );
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -72,12 +76,18 @@ async fn reach(admin: &str, revision: Revision, deadline: Instant) -> anyhow::Re
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let round = left.min(ROUND);
-        let path = format!("/api/wait?revision={revision}&timeout={}ms", round.as_millis());
+        let path = format!(
+            "/api/wait?revision={revision}&timeout={}ms",
+            round.as_millis()
+        );
         let error = match fetch(admin, &path, round + Duration::from_secs(2)).await {
             Ok((StatusCode::OK, _)) => return Ok(()),
             Ok((status, body)) => {
                 let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-                anyhow!("{admin}: {}", body["error"].as_str().unwrap_or(status.as_str()))
+                anyhow!(
+                    "{admin}: {}",
+                    body["error"].as_str().unwrap_or(status.as_str())
+                )
             }
             Err(error) => error,
         };

@@ -3,3 +3,4 @@
 pub mod etcd;
 pub mod follower;
 pub mod link;
+pub mod waypost;
