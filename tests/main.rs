@@ -4,4 +4,5 @@ mod etcd_access;
 mod etcd_source;
 mod lifecycle;
 mod put_delete;
+mod start_up;
 mod support;
