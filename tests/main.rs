@@ -2,5 +2,8 @@
 
 mod etcd_access;
 mod etcd_source;
+mod lifecycle;
 mod put_delete;
+mod routes_live;
+mod start_up;
 mod support;

@@ -103,7 +103,10 @@ impl Admin {
         }
         let status = self.live.status.borrow();
         match *self.live.applied.borrow() {
-            None => Readiness::NoTable(status.error.clone()),
+            None => Readiness::NoTable {
+                location: status.location.clone(),
+                error: status.error.clone(),
+            },
             Some(_) => match stale_for(&status) {
                 Some(age) => Readiness::Stale(age, status.error.clone()),
                 None => Readiness::Ready,
@@ -138,8 +141,11 @@ enum Readiness {
     Ready,
     /// Routes are served, but changes have not reached us for so long, and why.
     Stale(Duration, Option<String>),
-    /// Nothing was read from the source yet, and why.
-    NoTable(Option<String>),
+    /// Nothing was read yet from there, and why.
+    NoTable {
+        location: String,
+        error: Option<String>,
+    },
     Draining,
 }
 
@@ -161,8 +167,9 @@ impl IntoResponse for Readiness {
             Self::Stale(age, error) => {
                 format!("ready, stale for {}s{}\n", age.as_secs(), because(error))
             }
-            Self::NoTable(error) => {
-                format!("not ready, no routes were read yet{}\n", because(error))
+            Self::NoTable { location, error } => {
+                let because = because(error);
+                format!("not ready, no routes were read yet from {location}{because}\n")
             }
             Self::Draining => "not ready, draining\n".to_owned(),
         };
