@@ -2,5 +2,8 @@
 
 pub mod etcd;
 pub mod follower;
+pub mod http;
 pub mod link;
+pub mod origin;
+pub mod tls;
 pub mod waypost;
