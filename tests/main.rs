@@ -2,6 +2,10 @@
 
 mod etcd_access;
 mod etcd_source;
+mod http_errors;
+mod http_forwarding;
+mod http_framing;
+mod http_headers;
 mod lifecycle;
 mod put_delete;
 mod routes_live;
