@@ -4,6 +4,7 @@ pub mod etcd;
 pub mod follower;
 pub mod link;
 pub mod load;
+pub mod process;
 pub mod sample;
 pub mod tls;
 pub mod waypost;
