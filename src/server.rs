@@ -11,7 +11,7 @@ use crate::{
     config::{Config, SourceConfig},
     source::{Live, Status, Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
     telemetry::{access_log::AccessLog, metrics::Metrics},
-    worker::DataPlane,
+    worker::{DataPlane, tls},
 };
 
 /// Updates that may wait for the publisher; a full channel slows the source down.
@@ -212,6 +212,11 @@ impl Server {
         self.control_plane.spawn(async move {
             source.run(live, updates).await;
             "source"
+        });
+        let certificates = self.data_plane.certificates();
+        self.control_plane.spawn(async move {
+            tls::watch(certificates).await;
+            "certificates"
         });
         self
     }

@@ -1,5 +1,8 @@
 //! Every integration test, in one binary: files by behaviour, `support` starts what they need.
 
+mod access_log;
+mod certificates;
+mod directory_live;
 mod etcd_access;
 mod etcd_source;
 mod http_errors;
