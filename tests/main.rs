@@ -1,7 +1,17 @@
 //! Every integration test, in one binary: files by behaviour, `support` starts what they need.
 
+mod access_log;
+mod certificates;
+mod directory_live;
 mod etcd_access;
 mod etcd_faults;
 mod etcd_source;
+mod http_errors;
+mod http_forwarding;
+mod http_framing;
+mod http_headers;
+mod lifecycle;
 mod put_delete;
+mod routes_live;
+mod start_up;
 mod support;

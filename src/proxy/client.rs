@@ -83,6 +83,7 @@ pub struct Client {
     interim: RefCell<BytesMut>,
     reset_on_close: Cell<bool>,
     unread_body: Cell<bool>,
+    answered: Cell<bool>,
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
 }
@@ -103,6 +104,7 @@ impl Client {
             interim: RefCell::new(BytesMut::new()),
             reset_on_close: Cell::new(false),
             unread_body: Cell::new(false),
+            answered: Cell::new(false),
             draining: Cell::new(false),
             upgraded: RefCell::new(None),
         })
@@ -121,6 +123,7 @@ impl Client {
     /// Counts one request as running until the guard is dropped.
     pub fn begin_request(self: &Rc<Self>) -> RunningRequest {
         self.running.set(self.running.get() + 1);
+        self.answered.set(true);
         self.enter(Phase::Exchange);
         RunningRequest(self.clone())
     }
@@ -128,6 +131,18 @@ impl Client {
     /// Requests running now.
     pub fn running(&self) -> u32 {
         self.running.get()
+    }
+
+    /// Whether what is written is an answer of ours: a request came since all before it was flushed.
+    pub fn is_answering(&self) -> bool {
+        self.answered.get()
+    }
+
+    /// All that was written is flushed; unless a request runs, what is written next is not ours.
+    pub fn flushed(&self) {
+        if self.running.get() == 0 {
+            self.answered.set(false);
+        }
     }
 
     /// Which limit has passed by now, if any; the driver and the stream act on it.

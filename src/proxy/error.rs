@@ -45,6 +45,15 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "http_request_error", details)
     }
 
+    /// 431, by the number of fields.
+    pub fn too_many_fields() -> Self {
+        Self::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "http_request_error",
+            "more than 100 header fields",
+        )
+    }
+
     /// A connection to `upstream` could not be had.
     pub fn dial(error: &DialError, upstream: &str) -> Self {
         let (status, name) = match error {

@@ -47,7 +47,7 @@ use crate::{
             Connection, ExchangeLimits, StreamingBody,
             body::{UploadLimits, UploadStall},
             decoder::Decoder,
-            head::{Framing, ResponseHead},
+            head::{Framing, MAX_FIELDS, ResponseHead},
             upload::Upload,
         },
         pool::Pools,
@@ -134,6 +134,11 @@ impl Proxy {
             }
             failure
         };
+        // hyper counts those of HTTP/1, and leaves those of HTTP/2 to us.
+        if request.headers.len() > MAX_FIELDS {
+            self.count_unrouted("malformed");
+            return Err(early(Failure::too_many_fields()));
+        }
         let target = target::of(request)
             .inspect_err(|_| self.count_unrouted("malformed"))
             .map_err(early)?;
@@ -169,6 +174,13 @@ impl Proxy {
         }
         let path = rewritten(&route, &target).map_err(early)?;
         let body = RequestBody::new(incoming, settings.max_body);
+        if body.length().is_none() && headers::has_other_coding(&request.headers) {
+            return Err(early(Failure::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "http_request_error",
+                "a transfer coding other than chunked",
+            )));
+        }
         if let (Some(limit), Some(length)) = (settings.max_body, body.length())
             && length > limit
         {

@@ -119,7 +119,7 @@ impl ClientIo {
     /// An error that hyper answers without asking us (a malformed or too large head) becomes one of ours: the
     /// same status, with `Proxy-Status`. `None` for everything else.
     fn amended_error(&self, first: &[u8]) -> Option<(usize, &'static [u8])> {
-        if !self.at_message_start || self.state.running() > 0 {
+        if !self.at_message_start || self.state.is_answering() {
             return None;
         }
         const ERRORS: [(&[u8], &[u8]); 3] = [
@@ -265,6 +265,7 @@ impl AsyncWrite for ClientIo {
         let result = self.poll_raw_flush(cx);
         ready!(self.stamp_write(result))?;
         self.at_message_start = true;
+        self.state.flushed();
         Poll::Ready(Ok(()))
     }
 

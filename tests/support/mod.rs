@@ -2,5 +2,11 @@
 
 pub mod etcd;
 pub mod follower;
+pub mod http;
 pub mod link;
+pub mod load;
+pub mod origin;
 pub mod process;
+pub mod sample;
+pub mod tls;
+pub mod waypost;

@@ -54,6 +54,10 @@ impl Rejections {
         self.keys.get(key).map(|rejected| rejected.mod_revision)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     pub(super) fn keys(&self) -> impl Iterator<Item = &Bytes> {
         self.keys.keys()
     }

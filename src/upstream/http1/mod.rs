@@ -262,7 +262,8 @@ impl Wire {
     }
 }
 
-/// Fields that must not stand in a trailer section (RFC 9110 section 6.5.1): they frame or route a message.
+/// Fields that must not stand in a trailer section (RFC 9110 section 6.5.1): they frame or route a message, or say
+/// whose it is.
 pub fn forbidden_in_trailers(name: &HeaderName) -> bool {
     const FORBIDDEN: [HeaderName; 9] = [
         header::CONTENT_LENGTH,
@@ -275,5 +276,20 @@ pub fn forbidden_in_trailers(name: &HeaderName) -> bool {
         header::AUTHORIZATION,
         header::CONTENT_ENCODING,
     ];
-    FORBIDDEN.contains(name) || name == "keep-alive" || name == "proxy-connection"
+    FORBIDDEN.contains(name)
+        || name == "keep-alive"
+        || name == "proxy-connection"
+        || tells_of_a_client(name.as_str().as_bytes())
+}
+
+/// `Forwarded`, `X-Real-IP` and `X-Forwarded-*`, with `_` for `-` too: some servers merge trailers into the header.
+fn tells_of_a_client(name: &[u8]) -> bool {
+    let starts_as = |start: &[u8]| {
+        name.len() >= start.len()
+            && name
+                .iter()
+                .zip(start)
+                .all(|(&byte, &dashed)| byte == dashed || (dashed == b'-' && byte == b'_'))
+    };
+    name == b"forwarded" || starts_as(b"x-forwarded-") || starts_as(b"x-real-ip")
 }
