@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use waypost::{
     config::EtcdConfig,
-    source::{Change, Live, Status, Update, etcd::Etcd},
+    live::{Live, Status},
+    source::{Change, Update, etcd::Etcd},
 };
 
 /// No wait in a test is longer.
