@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use socket2::Socket;
 
 use super::{record::RequestRecord, upgrade::Upgraded};
 use crate::sweep::{Sweep, Tick};
@@ -84,6 +85,7 @@ pub struct Client {
     reset_on_close: Cell<bool>,
     unread_body: Cell<bool>,
     answered: Cell<bool>,
+    refused: RefCell<Option<Socket>>,
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
 }
@@ -105,6 +107,7 @@ impl Client {
             reset_on_close: Cell::new(false),
             unread_body: Cell::new(false),
             answered: Cell::new(false),
+            refused: RefCell::new(None),
             draining: Cell::new(false),
             upgraded: RefCell::new(None),
         })
@@ -255,6 +258,16 @@ impl Client {
     /// An answer was given before the whole request was read: close with linger, lest a reset overtakes it.
     pub fn leave_body_unread(&self) {
         self.unread_body.set(true);
+    }
+
+    /// hyper answers a head that is no request, and fails: `socket` is what the connection can then be closed by.
+    pub fn refused(&self, socket: Socket) {
+        *self.refused.borrow_mut() = Some(socket);
+    }
+
+    /// The socket of a connection that hyper refused.
+    pub fn take_refused(&self) -> Option<Socket> {
+        self.refused.take()
     }
 
     /// After the 101 now being answered, the connection belongs to this upgrade.

@@ -150,7 +150,9 @@ impl ClientIo {
             // The rest of this small message follows in a later call; the head line goes through `interim`,
             // whose bytes are sure to leave first.
             self.at_message_start = false;
-            self.state.leave_body_unread();
+            if let Ok(socket) = SockRef::from(self.stream.tcp()).try_clone() {
+                self.state.refused(socket);
+            }
             self.interim.extend_from_slice(ours);
             return match self.poll_finish_interim(cx) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
