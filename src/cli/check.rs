@@ -77,7 +77,7 @@ impl Check {
             .transpose()?;
         let source = match (self.file, self.hosts_dir) {
             (Some(_), Some(_)) => {
-                return Err(Usage::new(
+                return Err(Usage::error(
                     "--file and --hosts-dir are both given: keys are read from one of them",
                 ));
             }
