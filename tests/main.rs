@@ -2,13 +2,17 @@
 
 mod etcd_access;
 mod etcd_source;
+mod http2;
 mod http_errors;
 mod http_forwarding;
 mod http_framing;
 mod http_headers;
 mod http_interim;
+mod http_limits;
 mod http_retry;
 mod http_streaming;
+mod http_tls;
+mod http_upgrade;
 mod lifecycle;
 mod put_delete;
 mod support;
