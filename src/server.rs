@@ -9,9 +9,10 @@ use tracing::{error, info, warn};
 use crate::{
     admin::Admin,
     config::{Config, SourceConfig},
-    source::{Live, Status, Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
+    live::{Live, Status},
+    source::{Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
     telemetry::{access_log::AccessLog, metrics::Metrics},
-    worker::DataPlane,
+    worker::{DataPlane, tls},
 };
 
 /// Updates that may wait for the publisher; a full channel slows the source down.
@@ -132,6 +133,8 @@ impl Server {
                 End::Cut
             }
         };
+        // The source lets go of what it watches before anybody takes that away.
+        self.control_plane.shutdown().await;
         if let Some(access_log) = &self.access_log {
             let close = {
                 let access_log = access_log.clone();
@@ -211,6 +214,11 @@ impl Server {
             source.run(live, updates).await;
             "source"
         });
+        let certificates = self.data_plane.certificates();
+        self.control_plane.spawn(async move {
+            tls::watch(certificates).await;
+            "certificates"
+        });
         self
     }
 }
@@ -269,5 +277,102 @@ async fn second(signals: &mut mpsc::Receiver<Signal>) {
             Some(Signal::Reload) => {}
             None => future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::config::{ServeArgs, values};
+
+    fn config(hosts_dir: &Path) -> Config {
+        let mut args = ServeArgs::default();
+        args.hosts_dir = Some(hosts_dir.to_owned());
+        args.listen = vec![values::listener("http://127.0.0.1:0").unwrap()];
+        args.admin = ([127, 0, 0, 1], 0).into();
+        args.workers = Some(1);
+        args.drain_delay = Duration::ZERO;
+        args.resolve().unwrap()
+    }
+
+    /// An upstream that has a request, and holds its answer back.
+    async fn request_in_flight(server: &Server, hosts_dir: &Path) -> (TcpStream, TcpStream) {
+        let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = upstream.local_addr().unwrap();
+        std::fs::create_dir(hosts_dir.join("a.test")).unwrap();
+        std::fs::write(hosts_dir.join("a.test").join(address.to_string()), "").unwrap();
+        let mut applied = server.live().applied.subscribe();
+        while server.live().table.load().counts().routes == 0 {
+            applied.changed().await.unwrap();
+        }
+        let mut client = TcpStream::connect(server.addresses()[0]).await.unwrap();
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            .await
+            .unwrap();
+        let (mut held, _) = upstream.accept().await.unwrap();
+        held.read_u8().await.unwrap();
+        (client, held)
+    }
+
+    #[tokio::test]
+    async fn a_running_request_is_finished_before_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(config(dir.path())).await.unwrap();
+        let (mut client, mut held) = request_in_flight(&server, dir.path()).await;
+        let (signal, signals) = mpsc::channel(1);
+        let admin = server.admin.clone();
+        let running = tokio::spawn(server.run(signals));
+        signal.send(Signal::Terminate).await.unwrap();
+        while !admin.is_draining() {
+            tokio::task::yield_now().await;
+        }
+        held.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await
+            .unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        assert!(
+            reply.starts_with("HTTP/1.1 200 OK") && reply.ends_with("ok"),
+            "{reply}"
+        );
+        assert_eq!(running.await.unwrap(), End::Finished);
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_ends_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(config(dir.path())).await.unwrap();
+        let (_client, _held) = request_in_flight(&server, dir.path()).await;
+        let (signal, signals) = mpsc::channel(3);
+        for sent in [Signal::Reload, Signal::Interrupt, Signal::Terminate] {
+            signal.send(sent).await.unwrap();
+        }
+        let end = time::timeout(Duration::from_secs(10), server.run(signals)).await;
+        assert_eq!(end, Ok(End::Cut));
+    }
+
+    #[tokio::test]
+    async fn a_busy_admin_address_fails_the_start_and_names_the_flag() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = config(dir.path());
+        config.admin = taken.local_addr().unwrap();
+        let Err(error) = Server::start(config).await else {
+            panic!("the address was taken twice")
+        };
+        let error = format!("{error:#}");
+        assert!(error.contains("--admin"), "{error}");
+        assert!(
+            error.contains(&taken.local_addr().unwrap().to_string()),
+            "{error}"
+        );
     }
 }

@@ -1,6 +1,10 @@
 //! Every integration test, in one binary: files by behaviour, `support` starts what they need.
 
+mod access_log;
+mod certificates;
+mod directory_live;
 mod etcd_access;
+mod etcd_faults;
 mod etcd_source;
 mod http2;
 mod http_errors;
@@ -15,4 +19,6 @@ mod http_tls;
 mod http_upgrade;
 mod lifecycle;
 mod put_delete;
+mod routes_live;
+mod start_up;
 mod support;

@@ -13,15 +13,16 @@ use tokio::time;
 
 use super::{
     Admin,
-    explain::{self, Explanation, MemberView},
+    explain::{self, Explanation, MemberView, Policy},
     stale_for,
 };
 use crate::{
     config::values,
+    live::Rejected,
     route::{HostPattern, Revision, Route, settings::Balance},
 };
 
-/// Most routes in one page.
+/// Most routes, or rejected keys, in one page.
 const LARGEST_PAGE: usize = 10_000;
 
 /// Longest wait in one request.
@@ -131,16 +132,18 @@ pub(super) struct RouteView {
 }
 
 impl RouteView {
-    pub(super) fn of(route: &Route, default_balance: Balance) -> Self {
+    pub(super) fn of(route: &Route, policy: &Policy) -> Self {
         let settings_key = route.settings_key.as_deref();
+        let view = |member| MemberView::of(member, &policy.deny);
+        let members = route.members.iter().map(view).collect();
         Self {
             name: route.name.clone(),
             host: route.host.to_string(),
             path_prefix: route.prefix.as_str().to_owned(),
-            balance: route.settings.balance.unwrap_or(default_balance),
+            balance: route.settings.balance.unwrap_or(policy.balance),
             settings_key: settings_key.map(|version| version.key.clone()),
             settings_mod_revision: settings_key.map(|version| version.mod_revision),
-            members: route.members.iter().map(MemberView::of).collect(),
+            members,
         }
     }
 }
@@ -181,7 +184,7 @@ pub(super) async fn routes(
         .last()
         .filter(|_| has_more)
         .map(|last| last.name.clone());
-    let view = |route: &Arc<Route>| RouteView::of(route, admin.balance);
+    let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
     Ok(Json(RoutesPage {
         revision,
         routes: page.iter().map(view).collect(),
@@ -189,9 +192,30 @@ pub(super) async fn routes(
     }))
 }
 
-pub(super) async fn rejected(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RejectedQuery {
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+pub(super) struct RejectedPage {
+    /// How many there are, shown here or not.
+    total: usize,
+    rejected: Vec<Rejected>,
+}
+
+pub(super) async fn rejected(
+    State(admin): State<Arc<Admin>>,
+    parameters: Parameters<RejectedQuery>,
+) -> Result<Json<RejectedPage>, Error> {
+    let Query(query) = parameters?;
+    let limit = query.limit.unwrap_or(LARGEST_PAGE);
     let rejected = admin.live.rejected.load_full();
-    Json(serde_json::json!({ "rejected": *rejected }))
+    Ok(Json(RejectedPage {
+        total: rejected.len(),
+        rejected: rejected.iter().take(limit).cloned().collect(),
+    }))
 }
 
 #[derive(Deserialize)]
@@ -208,7 +232,7 @@ pub(super) async fn explain(
     let request = explain::Request::parse(&query.url).map_err(Error::bad_request)?;
     let revision = admin.applied();
     let table = admin.live.table.load_full();
-    let explanation = explain::explain(&request, revision.map(|_| &*table), admin.balance);
+    let explanation = explain::explain(&request, revision.map(|_| &*table), &admin.policy);
     Ok(Json(explanation))
 }
 

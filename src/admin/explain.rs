@@ -12,8 +12,16 @@ use crate::{
         settings::{Balance, HostHeader},
         table::Miss,
     },
-    upstream::{Endpoint, Protocol},
+    upstream::{Endpoint, Protocol, dial::Deny},
 };
+
+/// What flags add to what keys say.
+pub(super) struct Policy {
+    /// For routes that don't say.
+    pub(super) balance: Balance,
+    /// What is never dialled.
+    pub(super) deny: Deny,
+}
 
 /// The request to explain.
 #[derive(Debug)]
@@ -97,6 +105,8 @@ pub(super) struct MemberView {
     tls: bool,
     /// Whether there is an address to dial.
     resolved: bool,
+    /// Whether `--upstream-deny`, or being our own admin address, keeps it from being dialled.
+    denied: bool,
     /// The same upstream by another key: gets no requests of its own.
     alias: bool,
     key: Arc<str>,
@@ -104,7 +114,7 @@ pub(super) struct MemberView {
 }
 
 impl MemberView {
-    pub(super) fn of(member: &Member) -> Self {
+    pub(super) fn of(member: &Member, deny: &Deny) -> Self {
         let identity = &member.upstream.identity;
         Self {
             upstream: member.upstream.name.clone(),
@@ -115,6 +125,7 @@ impl MemberView {
             },
             tls: identity.tls.is_some(),
             resolved: !matches!(identity.endpoint, Endpoint::Unresolved(..)),
+            denied: is_denied(member, deny),
             alias: member.is_alias,
             key: member.key.key.clone(),
             mod_revision: member.key.mod_revision,
@@ -122,12 +133,15 @@ impl MemberView {
     }
 }
 
+fn is_denied(member: &Member, deny: &Deny) -> bool {
+    match member.upstream.identity.endpoint {
+        Endpoint::Tcp { address, .. } => deny.denies(address),
+        Endpoint::Unresolved(..) | Endpoint::Unix(_) => false,
+    }
+}
+
 /// Follows the request through the table; `None` stands for no table yet.
-pub(super) fn explain(
-    request: &Request,
-    table: Option<&Table>,
-    default_balance: Balance,
-) -> Explanation {
+pub(super) fn explain(request: &Request, table: Option<&Table>, policy: &Policy) -> Explanation {
     let mut explanation = Explanation {
         outcome: Outcome::NoTable,
         status: Some(503),
@@ -161,7 +175,7 @@ pub(super) fn explain(
             return explanation.answered(Outcome::NoPath, 404, reason);
         }
     };
-    explanation.route = Some(RouteView::of(route, default_balance));
+    explanation.route = Some(RouteView::of(route, policy));
     if route.settings.redirect_https && !request.is_https {
         explanation.location = Some(https_location(&host, request));
         let reason = "redirect_https is set".to_owned();
@@ -187,13 +201,18 @@ pub(super) fn explain(
             HostHeader::Literal(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
         },
     });
-    let candidates = route.members.iter().filter(is_candidate).count();
+    let candidates = || route.members.iter().filter(is_candidate);
+    let is_denied = |member: &&Member| is_denied(member, &policy.deny);
     explanation.outcome = Outcome::Forward;
     explanation.status = None;
-    explanation.reason = match candidates {
+    explanation.reason = match candidates().count() {
         1 => "its one upstream gets it".into(),
         n => format!("one of {n} upstreams gets it"),
     };
+    match candidates().filter(is_denied).count() {
+        0 => {}
+        denied => explanation.reason += &format!(", but --upstream-deny forbids {denied} of them"),
+    }
     explanation
 }
 

@@ -22,19 +22,20 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
+use self::explain::Policy;
 use crate::{
     config::Config,
-    route::{Revision, settings::Balance},
-    source::{Live, Status},
+    live::{Live, Status},
+    route::Revision,
     telemetry::metrics::Metrics,
+    upstream::dial::Deny,
 };
 
 /// What the admin API shows.
 pub struct Admin {
     live: Arc<Live>,
     metrics: Arc<Metrics>,
-    /// `--balance`, for routes that don't say.
-    balance: Balance,
+    policy: Policy,
     started: Instant,
     draining: AtomicBool,
 }
@@ -45,7 +46,10 @@ impl Admin {
         Arc::new(Self {
             live,
             metrics,
-            balance: config.balance,
+            policy: Policy {
+                balance: config.balance,
+                deny: Deny::new(config.upstream_deny.clone(), config.admin),
+            },
             started: Instant::now(),
             draining: AtomicBool::new(false),
         })
@@ -54,6 +58,11 @@ impl Admin {
     /// From now on `/readyz` fails.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Admin::begin_drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Answers on this listener until dropped.
@@ -89,12 +98,15 @@ impl Admin {
     }
 
     fn readiness(&self) -> Readiness {
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             return Readiness::Draining;
         }
         let status = self.live.status.borrow();
         match *self.live.applied.borrow() {
-            None => Readiness::NoTable(status.error.clone()),
+            None => Readiness::NoTable {
+                location: status.location.clone(),
+                error: status.error.clone(),
+            },
             Some(_) => match stale_for(&status) {
                 Some(age) => Readiness::Stale(age, status.error.clone()),
                 None => Readiness::Ready,
@@ -119,9 +131,6 @@ impl Admin {
         metrics.source_connected.set(i64::from(status.connected));
         let stale = stale_for(&status).unwrap_or_default();
         metrics.stale_seconds.set(stale.as_secs_f64());
-        metrics
-            .rejected_keys
-            .set(count(self.live.rejected.load().len()));
         metrics.hosts.set(count(counts.hosts));
         metrics.routes.set(count(counts.routes));
     }
@@ -132,8 +141,11 @@ enum Readiness {
     Ready,
     /// Routes are served, but changes have not reached us for so long, and why.
     Stale(Duration, Option<String>),
-    /// Nothing was read from the source yet, and why.
-    NoTable(Option<String>),
+    /// Nothing was read yet from there, and why.
+    NoTable {
+        location: String,
+        error: Option<String>,
+    },
     Draining,
 }
 
@@ -155,8 +167,9 @@ impl IntoResponse for Readiness {
             Self::Stale(age, error) => {
                 format!("ready, stale for {}s{}\n", age.as_secs(), because(error))
             }
-            Self::NoTable(error) => {
-                format!("not ready, no routes were read yet{}\n", because(error))
+            Self::NoTable { location, error } => {
+                let because = because(error);
+                format!("not ready, no routes were read yet from {location}{because}\n")
             }
             Self::Draining => "not ready, draining\n".to_owned(),
         };

@@ -11,8 +11,11 @@ use tokio::{
 use super::*;
 use crate::{
     config::ServeArgs,
-    route::{KeyVersion, Member, Route, Settings, Table, settings::HostHeader},
-    source::Rejected,
+    live::Rejected,
+    route::{
+        KeyVersion, Member, Route, Settings, Table,
+        settings::{Balance, HostHeader},
+    },
     upstream::{Identity, Protocol, Registry, balancer::Balancer},
 };
 
@@ -228,7 +231,7 @@ async fn explain_says_what_is_forwarded_or_why_not() {
         redirect_https: true,
         ..Settings::default()
     };
-    let routes: [(&str, &[&str], Settings); 5] = [
+    let routes: [(&str, &[&str], Settings); 6] = [
         ("a.test/api", &["127.0.0.1:1"], rewritten),
         ("a.test/cut", &["127.0.0.1:1"], stripped),
         (
@@ -238,6 +241,11 @@ async fn explain_says_what_is_forwarded_or_why_not() {
         ),
         ("empty.test", &[], Settings::default()),
         ("plain.test", &["127.0.0.1:1"], redirected),
+        (
+            "denied.test",
+            &["127.0.0.1:1", "169.254.169.254:80"],
+            Settings::default(),
+        ),
     ];
     instance.publish(5, &routes);
     for (url, outcome, status, detail) in [
@@ -248,6 +256,12 @@ async fn explain_says_what_is_forwarded_or_why_not() {
             "forward",
             Value::Null,
             "one of 2 upstreams",
+        ),
+        (
+            "http://denied.test/",
+            "forward",
+            Value::Null,
+            "--upstream-deny forbids 1 of them",
         ),
         (
             "http://a.test/other",
@@ -346,6 +360,9 @@ async fn rejected_keys_are_listed_and_the_page_is_self_contained() {
     let (_, body) = instance.json("/api/rejected").await;
     assert_eq!(body["rejected"][0]["key"], "/hosts/x");
     assert_eq!(body["rejected"][0]["last_good_in_force"], false);
+    let (_, body) = instance.json("/api/rejected?limit=0").await;
+    assert_eq!(body["total"], 1);
+    assert_eq!(body["rejected"].as_array().map(Vec::len), Some(0));
 
     let (code, page) = instance.text("GET /").await;
     assert_eq!(code, 200);

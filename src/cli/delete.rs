@@ -62,3 +62,23 @@ impl Delete {
         Ok(ExitCode::FAILURE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Delete, clap::Error> {
+        let command = Delete::augment_args(Command::new("delete").no_binary_name(true));
+        Delete::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
+
+    #[test]
+    fn a_host_and_an_upstream_are_needed() {
+        Delete::augment_args(Command::new("delete")).debug_assert();
+        assert!(parse(&["a", "b:80"]).is_ok());
+        assert!(parse(&["a"]).is_err());
+        assert!(parse(&["a", "b:80", "--drain"]).is_err());
+    }
+}

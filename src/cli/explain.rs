@@ -100,6 +100,9 @@ fn in_words(url: &str, explained: &Value) -> String {
         if member["resolved"] == false {
             value += ", no address known";
         }
+        if member["denied"] == true {
+            value += ", denied by --upstream-deny";
+        }
         if member["alias"] == true {
             value += ", the same upstream again";
         }

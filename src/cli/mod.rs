@@ -1,6 +1,7 @@
 //! The command line: the clap tree, and one file per subcommand.
 
 mod admin_client;
+pub mod check;
 pub mod delete;
 pub mod demo;
 pub mod explain;
@@ -50,6 +51,7 @@ enum Command {
     Explain(explain::Explain),
     Put(put::Put),
     Delete(delete::Delete),
+    Check(check::Check),
     Wait(wait::Wait),
     Healthcheck(healthcheck::Healthcheck),
     Version(version::Version),
@@ -74,6 +76,7 @@ pub fn run() -> ExitCode {
         Command::Explain(command) => blocking(command.run()),
         Command::Put(command) => blocking(command.run()),
         Command::Delete(command) => blocking(command.run()),
+        Command::Check(command) => blocking(command.run()),
         Command::Wait(command) => blocking(command.run()),
         Command::Healthcheck(command) => blocking(command.run()),
     };

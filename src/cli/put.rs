@@ -55,3 +55,42 @@ impl Put {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Put, clap::Error> {
+        let command = Put::augment_args(Command::new("put").no_binary_name(true));
+        Put::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
+
+    #[test]
+    fn arguments_and_flags_of_etcd_are_taken() {
+        Put::augment_args(Command::new("put")).debug_assert();
+        let words = [
+            "a/b",
+            "[::1]:80",
+            "{}",
+            "--etcd",
+            "x:1,y:2",
+            "--prefix=p",
+            "--etcd=z:3",
+        ];
+        let put = parse(&words).unwrap();
+        assert_eq!(
+            (&*put.route, &*put.upstream, put.json.as_deref()),
+            ("a/b", "[::1]:80", Some("{}"))
+        );
+        assert_eq!(put.etcd.etcd, ["x:1", "y:2", "z:3"]);
+        assert_eq!(put.etcd.prefix.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_not_accepted() {
+        assert!(parse(&["a", "b:80", "--wait"]).is_err());
+        assert!(parse(&["a"]).is_err());
+    }
+}

@@ -49,7 +49,7 @@ impl Routes {
             let routes = page["routes"].as_array().map_or(&[][..], Vec::as_slice);
             let text = match self.json {
                 true => routes.iter().map(|route| format!("{route}\n")).collect(),
-                false => table(routes, count == 0),
+                false => table(routes, count == 0 && !routes.is_empty()),
             };
             out.write_all(text.as_bytes())?;
             count += routes.len();

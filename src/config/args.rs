@@ -162,7 +162,7 @@ impl ServeArgs {
     pub fn resolve(self) -> anyhow::Result<Config> {
         let (source, prefix) = match self.hosts_dir {
             Some(_) if self.etcd.names_a_cluster() => {
-                return Err(Usage::new(
+                return Err(Usage::error(
                     "--hosts-dir and --etcd are both given: routes come from one of them",
                 ));
             }
@@ -224,7 +224,7 @@ fn check_listeners(listeners: &[ListenerConfig], tls_dir: bool) -> anyhow::Resul
         let Some(tls) = &listener.tls else { continue };
         match &tls.certificate {
             None if !tls_dir => {
-                return Err(Usage::new(&format!(
+                return Err(Usage::error(&format!(
                     "--listen https://{address} needs a certificate: add ?cert=FILE&key=FILE, or --tls-dir"
                 )));
             }

@@ -107,7 +107,7 @@ pub struct Usage(String);
 
 impl Usage {
     /// As the error of a command.
-    pub fn new(message: &str) -> anyhow::Error {
+    pub fn error(message: &str) -> anyhow::Error {
         Self(message.to_owned()).into()
     }
 }

@@ -1,7 +1,7 @@
 //! Who changed what: a record that every changing command writes in the transaction of its change, so that the
 //! history can say more than etcd knows. Self-declared: a hint for colleagues, no proof.
 
-use std::{fs, time::SystemTime};
+use std::{fs, os::unix::fs::MetadataExt, time::SystemTime};
 
 use etcd_client::TxnOp;
 use serde::{Deserialize, Serialize};
@@ -42,11 +42,27 @@ impl ChangeRecord {
     }
 }
 
+/// Containers and cron set no `USER`; then the user database is asked for the name of our uid.
 fn user() -> String {
     ["USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
+        .or_else(|| {
+            let uid = fs::metadata("/proc/self").ok()?.uid();
+            let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+            Some(name_of(uid, &users).unwrap_or_else(|| format!("uid-{uid}")))
+        })
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// `name:password:uid:...` on each line.
+fn name_of(uid: u32, users: &str) -> Option<String> {
+    let uid = uid.to_string();
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    })
 }
 
 fn hostname() -> String {
@@ -61,6 +77,13 @@ fn hostname() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_uid_has_a_name() {
+        let users = "root:x:0:0::/root:/bin/sh\nbroken\napp:x:1000:1000::/:/bin/sh\n";
+        assert_eq!(name_of(1000, users).as_deref(), Some("app"));
+        assert_eq!(name_of(7, users), None);
+    }
 
     #[test]
     fn a_record_says_who_when_and_what() {

@@ -163,6 +163,18 @@ impl Body for ResponseBody {
     }
 }
 
+/// Dropped before its end, the body broke off on our side or the client's.
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Kind::Upstream(upstream) = &self.kind
+            && !upstream.body.is_done()
+            && let Some(record) = &mut self.record
+        {
+            record.given_up();
+        }
+    }
+}
+
 impl UpstreamBody {
     fn poll_frame(
         &mut self,

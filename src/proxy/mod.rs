@@ -36,8 +36,8 @@ use target::Target;
 use upgrade::Upgraded;
 
 use crate::{
+    live::Live,
     route::{Route, table::Miss},
-    source::Live,
     sweep::{Deadline, Sweep},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{

@@ -16,7 +16,7 @@ use http::{
 
 use super::{
     Proxy,
-    client::{Client, RunningRequest},
+    client::{Client, Expiry, RunningRequest},
 };
 use crate::{
     route::{Revision, Route},
@@ -100,6 +100,15 @@ impl RequestRecord {
         self.connect = Some(since.elapsed());
     }
 
+    /// Notes that nobody waits for the rest of the response any more.
+    pub fn given_up(&mut self) {
+        self.reason.get_or_insert(match self.client.expired() {
+            Some(Expiry::Abort) => "shut_down",
+            Some(Expiry::Write) => "write_timeout",
+            _ => "client_left",
+        });
+    }
+
     /// Notes the upstream's response head.
     pub fn head(&mut self, status: StatusCode) {
         self.status = status.as_u16();
@@ -126,6 +135,9 @@ impl Line {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
+        if self.status == CLIENT_CLOSED {
+            self.given_up();
+        }
         let total = self.started.elapsed();
         let request_bytes = self.request_bytes.as_ref().map_or(0, |bytes| bytes.get());
         if let Some(route) = &self.route {

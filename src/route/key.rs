@@ -48,7 +48,7 @@ impl fmt::Display for RouteId {
 /// Why a key means nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadKey {
-    /// Over [`MAX_KEY`].
+    /// Longer than any key we take.
     #[error("the key has {0} bytes; 4096 are the limit")]
     TooLong(usize),
     /// Bytes that are no text.

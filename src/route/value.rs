@@ -1,6 +1,11 @@
 //! The value of an upstream's key: nothing, any text (both mean "defaults"), or a JSON object of options.
 
-use serde::{Deserialize, de::IgnoredAny};
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IgnoredAny},
+};
 
 use crate::upstream::{Protocol, TlsOptions};
 
@@ -32,7 +37,7 @@ impl Default for UpstreamOptions {
 /// Why a value is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadValue {
-    /// Over [`MAX_VALUE`].
+    /// Longer than any value we take.
     #[error("the value has {0} bytes; 65536 are the limit")]
     TooLong(usize),
     /// An unknown field, a bad type, a value out of range.
@@ -60,7 +65,7 @@ impl BadValue {
 #[serde(deny_unknown_fields)]
 struct Written {
     #[serde(default)]
-    weight: Option<u32>,
+    weight: Option<Weight>,
     #[serde(default)]
     tls: Option<WrittenTls>,
     #[serde(default)]
@@ -71,6 +76,32 @@ struct Written {
     drain: Option<bool>,
     #[serde(default)]
     max_requests: Option<u32>,
+}
+
+/// 0 to [`MAX_WEIGHT`].
+struct Weight(u32);
+
+impl<'de> Deserialize<'de> for Weight {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        struct WeightVisitor;
+
+        impl de::Visitor<'_> for WeightVisitor {
+            type Value = Weight;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from 0 to {MAX_WEIGHT}")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Weight, E> {
+                match u32::try_from(number) {
+                    Ok(weight) if weight <= MAX_WEIGHT => Ok(Weight(weight)),
+                    _ => Err(E::invalid_value(de::Unexpected::Unsigned(number), &self)),
+                }
+            }
+        }
+
+        json.deserialize_u64(WeightVisitor)
+    }
 }
 
 #[derive(Deserialize)]
@@ -121,13 +152,7 @@ impl Written {
         if self.max_requests.is_some() {
             return Err(BadValue::not_yet("\"max_requests\""));
         }
-        let weight = self.weight.unwrap_or(1);
-        if weight > MAX_WEIGHT {
-            return Err(BadValue::field(
-                "weight",
-                format_args!("{weight} is over the limit of {MAX_WEIGHT}"),
-            ));
-        }
+        let weight = self.weight.map_or(1, |weight| weight.0);
         Ok(UpstreamOptions {
             weight: if self.drain == Some(true) { 0 } else { weight },
             tls: match self.tls {
@@ -237,10 +262,16 @@ mod tests {
     #[test]
     fn bad_options_are_rejected_by_name() {
         for (value, expected) in [
-            (r#"{"weight": -1}"#, "weight: invalid value: integer `-1`"),
+            (
+                r#"{"weight": -1}"#,
+                "weight: invalid type: integer `-1`, expected a whole number from 0 to 65535",
+            ),
             (r#"{"weight": 1.5}"#, "weight: invalid type"),
             (r#"{"weight": "5"}"#, "weight: invalid type"),
-            (r#"{"weight": 65536}"#, "weight: 65536 is over the limit"),
+            (
+                r#"{"weight": 65536}"#,
+                "weight: invalid value: integer `65536`, expected a whole number",
+            ),
             (r#"{"wieght": 5}"#, "unknown field `wieght`"),
             (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
             (r#"{"tls": 5}"#, "tls: expected true, false"),

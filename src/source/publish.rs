@@ -4,11 +4,11 @@
 //! nothing else. Keys are told apart as they are stored, so two spellings of one host don't delete each other.
 
 mod draft;
+mod names;
 mod rejections;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -18,14 +18,16 @@ use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use self::{
-    draft::{Draft, Workshop, WrittenSettings, WrittenUpstream, name_of},
+    draft::{Draft, Workshop, WrittenSettings, WrittenUpstream},
+    names::NameUses,
     rejections::{Rejections, rejected},
 };
 use super::{
-    Change, Entry, Live, Rejected, Update,
+    Change, Entry, Update,
     resolve::{Answer, Names},
 };
 use crate::{
+    live::{Live, Rejected},
     route::{
         Revision, Route, RouteId, Table,
         entry::{self, Meaning},
@@ -53,8 +55,7 @@ pub struct Publisher {
     prefix: String,
     default_balance: Balance,
     registry: Registry,
-    names: Names,
-    uses: HashMap<Arc<str>, NameUse>,
+    names: NameUses,
     /// What is published next.
     table: Table,
     is_table_changed: bool,
@@ -63,16 +64,6 @@ pub struct Publisher {
     drafts: HashMap<RouteId, Draft>,
     rejections: Rejections,
     changed_keys: usize,
-}
-
-/// A name in use.
-#[derive(Default)]
-struct NameUse {
-    /// Sorted; empty while unknown.
-    addresses: Vec<IpAddr>,
-    /// Answered, if only with "no address".
-    is_answered: bool,
-    routes: HashSet<RouteId>,
 }
 
 /// How far an update is to be believed against what is known.
@@ -108,8 +99,7 @@ impl Publisher {
             metrics,
             prefix,
             default_balance,
-            names,
-            uses: HashMap::new(),
+            names: NameUses::new(names),
             table: Table::default(),
             is_table_changed: false,
             revision: None,
@@ -144,9 +134,8 @@ impl Publisher {
 
     /// So that a start with names in the table doesn't begin with requests failing.
     async fn await_first_answers(&mut self) {
-        let is_open = |publisher: &Self| publisher.uses.values().any(|name| !name.is_answered);
         let answers = async {
-            while is_open(self) {
+            while self.names.has_open() {
                 let answer = self.names.answer().await;
                 self.apply_answer(answer);
             }
@@ -184,6 +173,9 @@ impl Publisher {
 
     fn delete_absent(&mut self, entries: &[Entry], revision: Revision) {
         self.build_drafts();
+        if self.table.counts().routes == 0 && self.rejections.is_empty() {
+            return;
+        }
         let present: HashSet<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
         let in_force = self.table.routes().flat_map(|route| keys_of(route));
         let mut gone: Vec<Bytes> = in_force
@@ -296,13 +288,13 @@ impl Publisher {
 
     fn build(&mut self, draft: Draft) {
         let id = draft.id().clone();
-        self.follow_names(&draft);
-        let uses = &self.uses;
+        self.names.follow(&draft);
+        let names = &self.names;
         let route = draft.build(&mut Workshop {
             registry: &mut self.registry,
             metrics: &self.metrics,
             default_balance: self.default_balance,
-            addresses_of: |name: &str| uses.get(name).map_or(&[][..], |name| &name.addresses),
+            addresses_of: |name: &str| names.addresses_of(name),
         });
         match route {
             Some(route) => self.table.insert(route),
@@ -311,45 +303,8 @@ impl Publisher {
         self.is_table_changed = true;
     }
 
-    /// Asks for the names a route has got, and lets go of those it had.
-    fn follow_names(&mut self, draft: &Draft) {
-        let names = draft.names();
-        let former = draft.before().map(|route| names_of(route));
-        for name in former.into_iter().flatten() {
-            let Some(name_use) = self.uses.get_mut(&*name) else {
-                continue;
-            };
-            if !names.contains(&*name)
-                && name_use.routes.remove(draft.id())
-                && name_use.routes.is_empty()
-            {
-                self.uses.remove(&*name);
-                self.names.forget(&name);
-            }
-        }
-        for name in names {
-            if !self.uses.contains_key(name) {
-                let name: Arc<str> = name.into();
-                self.names.watch(name.clone());
-                self.uses.insert(name, NameUse::default());
-            }
-            if let Some(name_use) = self.uses.get_mut(name) {
-                name_use.routes.insert(draft.id().clone());
-            }
-        }
-    }
-
     fn apply_answer(&mut self, answer: Answer) {
-        let Some(name_use) = self.uses.get_mut(&answer.name) else {
-            return;
-        };
-        name_use.is_answered = true;
-        if name_use.addresses == answer.addresses {
-            return;
-        }
-        info!(name = &*answer.name, addresses = ?answer.addresses, "name resolved");
-        name_use.addresses = answer.addresses;
-        for id in &name_use.routes {
+        for id in self.names.learn(answer) {
             open(&mut self.drafts, &self.table, id).touch();
         }
         // Now, because the next answer may change which routes use which name.
@@ -393,13 +348,6 @@ fn open<'d>(drafts: &'d mut HashMap<RouteId, Draft>, table: &Table, id: &RouteId
 fn keys_of(route: &Route) -> impl Iterator<Item = &Arc<str>> {
     let members = route.members.iter().map(|member| &member.key.key);
     members.chain(route.settings_key.iter().map(|version| &version.key))
-}
-
-fn names_of(route: &Route) -> HashSet<Box<str>> {
-    let members = route.members.iter();
-    members
-        .filter_map(|member| name_of(&member.upstream.identity.endpoint.written()).map(Box::from))
-        .collect()
 }
 
 fn gauge(count: usize) -> i64 {

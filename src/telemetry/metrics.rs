@@ -3,9 +3,10 @@
 //! Labels are bounded: the first [`OWN_SERIES`] routes (and upstreams) that live at one time have series of their
 //! own, further ones share `other`. A series goes when the last holder of its handle does.
 
+mod own;
+
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -14,6 +15,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
+use self::own::Own;
 use super::process;
 
 /// How many routes, and how many upstreams, have series of their own.
@@ -201,55 +203,6 @@ impl Drop for UpstreamMetrics {
             let _ = family.failures.remove_label_values(&[name]);
             let _ = family.connects.remove_label_values(&[name]);
         });
-    }
-}
-
-/// The names that have series of their own, with the living handles.
-#[derive(Debug)]
-struct Own<T>(Mutex<HashMap<Arc<str>, Weak<T>>>);
-
-impl<T> Own<T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Weak<T>>> {
-        self.0
-            .lock()
-            .expect("no code panics while holding this lock")
-    }
-
-    /// The living handles of this name, else new ones; `None` when the bound is reached.
-    fn claim(&self, name: &str, build: impl FnOnce(Arc<str>) -> T) -> Option<Arc<T>> {
-        let mut own = self.lock();
-        match own.get(name) {
-            Some(handles) => {
-                if let Some(living) = handles.upgrade() {
-                    return Some(living);
-                }
-                // The last holder is letting go right now: taking its place keeps the series.
-            }
-            None if own.len() >= OWN_SERIES || name.len() > LONGEST_NAME => return None,
-            None => {}
-        }
-        let name: Arc<str> = name.into();
-        let handles = Arc::new(build(name.clone()));
-        own.insert(name, Arc::downgrade(&handles));
-        Some(handles)
-    }
-
-    /// Called by the last holder: `remove` takes the series away, unless somebody has claimed the name anew.
-    fn release(&self, name: &str, remove: impl FnOnce()) {
-        let mut own = self.lock();
-        if own
-            .get(name)
-            .is_some_and(|handles| handles.strong_count() == 0)
-        {
-            own.remove(name);
-            remove();
-        }
-    }
-}
-
-impl<T> Default for Own<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
     }
 }
 
@@ -464,80 +417,4 @@ fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Int
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_beyond_the_bound_share_one_series() {
-        let metrics = Metrics::new();
-        let held: Vec<_> = (0..OWN_SERIES + 5)
-            .map(|i| metrics.route(&format!("host-{i}.test")))
-            .collect();
-        for route in &held {
-            route.requests[1].inc();
-        }
-        let text = metrics.encode();
-        assert!(text.contains(r#"waypost_requests_total{code="2xx",route="host-0.test"} 1"#));
-        assert!(text.contains(r#"waypost_requests_total{code="2xx",route="other"} 5"#));
-        assert!(!text.contains("host-1000.test"));
-        assert!(text.len() < 5_000_000, "a scrape of {} bytes", text.len());
-    }
-
-    #[test]
-    fn one_name_has_one_set_of_handles() {
-        let metrics = Metrics::new();
-        let first = metrics.upstream("10.0.0.1:80");
-        assert!(Arc::ptr_eq(&first, &metrics.upstream("10.0.0.1:80")));
-        assert!(!Arc::ptr_eq(&first, &metrics.upstream("10.0.0.1:81")));
-    }
-
-    #[test]
-    fn series_go_with_the_last_holder_and_make_room() {
-        let metrics = Metrics::new();
-        for round in 0..3 * OWN_SERIES {
-            let name = format!("round-{round}.test");
-            let first = metrics.route(&name);
-            let second = metrics.route(&name);
-            drop(first);
-            second.requests[1].inc();
-            assert!(round > 0 || metrics.encode().contains("round-0.test"));
-        }
-        assert!(metrics.routes.own.lock().is_empty());
-        assert!(!metrics.encode().contains("round-"));
-    }
-
-    #[test]
-    fn a_name_claimed_while_its_last_holder_leaves_keeps_its_series() {
-        let metrics = Metrics::new();
-        let leaving = metrics.upstream("10.0.0.1:80");
-        // What `claim` meets between the last decrement and `release`: an entry that can't be upgraded.
-        let name = leaving.series.as_ref().map(|(_, name)| name.clone());
-        metrics
-            .upstreams
-            .own
-            .lock()
-            .insert(name.expect("it has its own series"), Weak::new());
-        let staying = metrics.upstream("10.0.0.1:80");
-        drop(leaving);
-        staying.requests.inc();
-        let line = r#"waypost_upstream_requests_total{upstream="10.0.0.1:80"} 1"#;
-        assert!(metrics.encode().contains(line));
-    }
-
-    #[test]
-    fn an_overlong_name_counts_as_other() {
-        let metrics = Metrics::new();
-        metrics.route(&"x".repeat(LONGEST_NAME + 1)).requests[4].inc();
-        let line = r#"waypost_requests_total{code="5xx",route="other"} 1"#;
-        assert!(metrics.encode().contains(line));
-    }
-
-    #[test]
-    fn the_process_and_its_version_are_shown() {
-        let text = Metrics::new().encode();
-        assert!(text.contains("waypost_build_info{version="));
-        assert!(text.contains("process_open_fds "));
-        assert!(!text.contains("process_open_fds 0\n"));
-        assert!(!text.contains("process_resident_memory_bytes 0\n"));
-    }
-}
+mod tests;

@@ -1,17 +1,16 @@
 //! A real etcd cluster on free ports: started in a second, killed with its owner.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader, ErrorKind},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use etcd_client::{Client, CompactionOptions, ConnectOptions, Txn, TxnOp};
 use tempfile::TempDir;
 use waypost::config::EtcdConfig;
+
+use super::process::Process;
 
 const START_TIME: Duration = Duration::from_secs(20);
 /// Ports are found free and then handed over, so another process may take one in between.
@@ -216,12 +215,21 @@ impl EtcdCluster {
 
     /// Stops a member's clock: its sockets stay open and nothing answers.
     pub fn pause(&self, member: usize) {
-        self.signal(member, "STOP");
+        let Some(process) = &self.members[member].process else {
+            return;
+        };
+        process.signal("STOP");
+        // Its threads stop one by one, and one that goes on may still answer.
+        while !process.is_stopped() {
+            std::thread::yield_now();
+        }
     }
 
     /// Goes on after [`Self::pause`].
     pub fn resume(&self, member: usize) {
-        self.signal(member, "CONT");
+        if let Some(process) = &self.members[member].process {
+            process.signal("CONT");
+        }
     }
 
     /// The index of the leader.
@@ -237,12 +245,6 @@ impl EtcdCluster {
             }
         }
         panic!("no member leads");
-    }
-
-    fn signal(&self, member: usize, name: &str) {
-        if let Some(process) = &self.members[member].process {
-            process.signal(name);
-        }
     }
 }
 
@@ -329,82 +331,5 @@ impl Member {
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         log.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
-    }
-}
-
-/// A process that cannot outlive us: its parent is a shell that kills it when our end of a pipe closes, which it does
-/// however we end.
-struct Process {
-    guard: Child,
-    guard_input: Option<ChildStdin>,
-    id: u32,
-}
-
-impl Process {
-    fn start(program: &str, arguments: &[String], log: &Path) -> Self {
-        let log = File::create(log).expect("a log file");
-        let spawned = Command::new("sh")
-            .args(["-c", GUARD, "sh", program])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn();
-        let mut guard = spawned.expect("sh is everywhere");
-        let mut id = String::new();
-        let output = guard.stdout.take().expect("it is piped");
-        BufReader::new(output)
-            .read_line(&mut id)
-            .expect("the guard's first line");
-        let Ok(id) = id.trim().parse() else {
-            panic!(
-                "these tests need a real {program} on PATH: apt-get install etcd-server, or see scripts/test"
-            );
-        };
-        Self {
-            guard_input: guard.stdin.take(),
-            guard,
-            id,
-        }
-    }
-
-    /// Whether it ended by itself.
-    fn is_over(&self) -> bool {
-        match std::fs::read_to_string(format!("/proc/{}/stat", self.id)) {
-            Ok(stat) => stat
-                .rsplit(')')
-                .next()
-                .is_some_and(|rest| rest.starts_with(" Z")),
-            Err(error) => error.kind() == ErrorKind::NotFound,
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args(["-s", name, &self.id.to_string()])
-            .status();
-        assert!(
-            status.is_ok_and(|status| status.success()),
-            "kill -s {name} {}",
-            self.id
-        );
-    }
-}
-
-const GUARD: &str = r#"
-command -v "$1" >/dev/null || exit 127
-"$@" >&2 &
-echo $!
-exec >&-
-cat >/dev/null
-kill -KILL $!
-wait $!
-"#;
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.guard_input.take();
-        // It ends after the process it guards, whose ports are free then.
-        let _ = self.guard.wait();
     }
 }

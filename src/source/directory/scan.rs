@@ -214,3 +214,29 @@ fn is_ignored(name: &OsStr) -> bool {
 fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_stamp_that_was_old_when_it_was_read_proves_that_nothing_changed() {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("it is after 1970");
+        let now = i64::try_from(now.as_secs()).expect("it is before 292277026596");
+        for (changed, is_settled) in [
+            (now - 60, true),
+            (now, false),
+            (now + 60, false),
+            (-1, false),
+        ] {
+            let stamp = Stamp {
+                id: (1, 1),
+                size: 0,
+                changed: (changed, 0),
+            };
+            assert_eq!(settled(stamp).is_some(), is_settled, "{}", changed - now);
+        }
+    }
+}

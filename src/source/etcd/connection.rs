@@ -1,22 +1,18 @@
 //! One connection to one member: how it is made, and the calls that the source makes, each bounded in time and size.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::Context;
-use etcd_client::{
-    Certificate, Client, ConnectOptions, GetOptions, Identity as ClientIdentity, KvClient,
-    TlsOptions, Txn, WatchOptions, WatchStream,
-};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Txn, WatchOptions, WatchStream};
 
 use super::{
     assembly::Response,
+    credentials::{read_password, tls_options},
     fault::Fault,
     identity::{Testimony, Witness},
     reading::{Page, PageRequest},
 };
 use crate::{
-    config::{EtcdConfig, Password, etcd::is_https},
+    config::{EtcdConfig, etcd::is_https},
     route::Revision,
     source::{Change, Entry},
 };
@@ -46,7 +42,9 @@ impl Connector {
     pub fn new(config: EtcdConfig) -> anyhow::Result<Self> {
         anyhow::ensure!(!config.endpoints.is_empty(), "--etcd names no endpoint");
         let connector = Self { config };
-        connector.tls_options()?;
+        if connector.endpoints().iter().any(|url| is_https(url)) {
+            tls_options(&connector.config)?;
+        }
         Ok(connector)
     }
 
@@ -64,9 +62,8 @@ impl Connector {
             .with_connect_timeout(CALL_TIME)
             .with_require_leader(true);
         if is_https(endpoint) {
-            let tls = self
-                .tls_options()
-                .map_err(|error| Fault::Refused(format!("{error:#}")))?;
+            let tls =
+                tls_options(&self.config).map_err(|error| Fault::Refused(format!("{error:#}")))?;
             options = options.with_tls(tls);
         }
         let Some(user) = &self.config.user else {
@@ -105,34 +102,6 @@ impl Connector {
             "etcd does not answer; nothing is written. {} (name the endpoints with --etcd)",
             failures.join("; ")
         )
-    }
-
-    fn tls_options(&self) -> anyhow::Result<TlsOptions> {
-        let mut tls = TlsOptions::new();
-        tls = match &self.config.ca {
-            Some(path) => {
-                let pem = read("--etcd-ca", path)?;
-                let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-                check_pem(
-                    "--etcd-ca",
-                    "a certificate",
-                    path,
-                    found.map(|list| !list.is_empty()),
-                )?;
-                tls.ca_certificate(Certificate::from_pem(pem))
-            }
-            None => tls.with_native_roots(),
-        };
-        if let Some(files) = &self.config.client_certificate {
-            let certificate = read("--etcd-cert", &files.certificate)?;
-            let found = CertificateDer::from_pem_slice(&certificate).map(|_| true);
-            check_pem("--etcd-cert", "a certificate", &files.certificate, found)?;
-            let key = read("--etcd-key", &files.key)?;
-            let found = PrivateKeyDer::from_pem_slice(&key).map(|_| true);
-            check_pem("--etcd-key", "a private key", &files.key, found)?;
-            tls = tls.identity(ClientIdentity::from_pem(certificate, key));
-        }
-        Ok(tls)
     }
 }
 
@@ -306,39 +275,6 @@ pub(super) fn silent(what: &str) -> Fault {
 
 fn headless() -> Fault {
     Fault::Unreachable("an answer without a header: is this etcd?".to_owned())
-}
-
-async fn read_password(password: &Password) -> Result<String, Fault> {
-    match password {
-        Password::Text(text) => Ok(text.clone()),
-        Password::File(path) => match tokio::fs::read_to_string(path).await {
-            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(error) => {
-                let path = path.display();
-                Err(Fault::Refused(format!(
-                    "--etcd-password-file {path}: {error}"
-                )))
-            }
-        },
-    }
-}
-
-fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
-}
-
-fn check_pem(
-    flag: &str,
-    wanted: &str,
-    path: &Path,
-    found: Result<bool, rustls::pki_types::pem::Error>,
-) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        found.unwrap_or(false),
-        "{flag} {}: holds no PEM of {wanted}",
-        path.display()
-    );
-    Ok(())
 }
 
 fn entry(pair: etcd_client::KeyValue) -> Entry {

@@ -1,40 +1,36 @@
 //! The etcd source: reads everything once, then follows one watch, and finds its way back after every fault.
 //!
 //! [`Etcd::run`] joins the parts. What a response, a page, a failure or a witness *means* is decided by plain functions
-//! over values in `assembly`, `reading`, `retry` and `identity`; `connection` makes the calls; `report` tells
-//! the operator. What the keys mean is the publisher's business.
+//! over values in `assembly`, `reading`, `retry` and `identity`; `session` carries it out over one `connection`, and
+//! `report` tells the operator. What the keys mean is the publisher's business.
 
 mod assembly;
 pub mod connection;
+mod credentials;
 pub mod fault;
 mod identity;
 mod reading;
 mod report;
 mod retry;
+mod session;
 
-use std::{
-    convert::Infallible,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 
 pub use self::connection::{Connection, Connector};
 use self::{
-    assembly::{Assembly, Heard},
-    connection::{CALL_TIME, range_end, silent},
+    connection::range_end,
     fault::Fault,
     identity::{Identity, Reread},
-    reading::{CatchUp, Everything, Reading},
+    reading::{CatchUp, Everything},
     report::Report,
     retry::Retry,
+    session::{Session, read_everything},
 };
-use super::{Change, Entry, Live, Update};
+use super::{Entry, Update};
+use crate::live::Live;
 use crate::{config::EtcdConfig, route::Revision};
-
-/// After an unpinned read, a watch this quiet has brought what it had: etcd serves a late watch every 100 ms.
-const CAUGHT_UP: Duration = Duration::from_secs(1);
 
 /// Follows the keys below one prefix of an etcd cluster.
 #[derive(Debug)]
@@ -72,7 +68,8 @@ impl Etcd {
     pub fn new(config: EtcdConfig, prefix: String) -> anyhow::Result<Self> {
         let connector = Connector::new(config)?;
         Ok(Self {
-            retry: Retry::new(connector.endpoints().len()),
+            // Not all instances of a fleet on the first member.
+            retry: Retry::new(connector.endpoints().len(), rand::random()),
             connector,
             range_end: range_end(prefix.as_bytes()),
             prefix: prefix.into_bytes(),
@@ -149,203 +146,4 @@ pub async fn read_all(config: &EtcdConfig, prefix: &str) -> anyhow::Result<(Vec<
         "etcd does not answer: {} (--etcd names the endpoints)",
         failures.join("; ")
     )
-}
-
-async fn read_everything(
-    connection: &Connection,
-    prefix: &[u8],
-    range_end: &[u8],
-) -> Result<Everything, Fault> {
-    let mut reading = Reading::below(prefix);
-    loop {
-        match connection.page(reading.request(), range_end).await {
-            Ok(page) => {
-                if reading.accept(page) {
-                    return Ok(reading.finish());
-                }
-            }
-            Err(Fault::Compacted) => reading.restart(),
-            Err(Fault::TooLarge) if reading.shrink() => {}
-            Err(Fault::Silent(_)) if reading.has_begun() && reading.shrink() => {}
-            Err(fault) => return Err(fault),
-        }
-    }
-}
-
-/// What is done over one connection.
-struct Session<'a> {
-    connector: &'a Connector,
-    prefix: &'a [u8],
-    range_end: &'a [u8],
-    state: &'a mut State,
-    report: &'a mut Report,
-    updates: &'a mpsc::Sender<Update>,
-    watching_since: Option<Instant>,
-}
-
-impl Session<'_> {
-    async fn run(&mut self, endpoint: &str) -> Result<Infallible, Fault> {
-        let connection = self.connector.connect(endpoint).await?;
-        self.recognise(&connection).await?;
-        loop {
-            if let State::Snapshot(reason) = *self.state {
-                self.read(&connection, endpoint, reason).await?;
-            }
-            match self.watch(&connection, endpoint).await {
-                Err(Fault::Compacted) => *self.state = State::Snapshot(Reread::Compacted),
-                Err(fault) => return Err(fault),
-            }
-        }
-    }
-
-    /// Before a watch is resumed: is this the history that we know? A witness that knows nothing of it, or none to
-    /// ask, and everything is read anew.
-    async fn recognise(&mut self, connection: &Connection) -> Result<(), Fault> {
-        let State::Watching { revision, identity } = &self.state else {
-            return Ok(());
-        };
-        let verdict = match identity.witness() {
-            Some(witness) => identity.judge(&witness, &connection.ask(&witness, *revision).await?),
-            None => Err(Reread::NoWitness),
-        };
-        if let Err(reason) = verdict {
-            *self.state = State::Snapshot(reason);
-        }
-        Ok(())
-    }
-
-    async fn read(
-        &mut self,
-        connection: &Connection,
-        endpoint: &str,
-        reason: Reread,
-    ) -> Result<(), Fault> {
-        match read_everything(connection, self.prefix, self.range_end).await? {
-            Everything::Pinned {
-                entries,
-                revision,
-                cluster_id,
-            } => {
-                self.report.read(endpoint, reason, revision, entries.len());
-                self.publish_snapshot(entries, revision, cluster_id).await
-            }
-            Everything::Unpinned(catch_up) => {
-                self.report
-                    .read(endpoint, reason, catch_up.from, catch_up.len());
-                *self.state = State::CatchingUp { catch_up, reason };
-                Ok(())
-            }
-        }
-    }
-
-    async fn publish_snapshot(
-        &mut self,
-        entries: Vec<Entry>,
-        revision: Revision,
-        cluster_id: u64,
-    ) -> Result<(), Fault> {
-        let identity = Identity::of(cluster_id, &entries);
-        self.send(Update::Snapshot { entries, revision }).await?;
-        *self.state = State::Watching { revision, identity };
-        Ok(())
-    }
-
-    /// One watch, until it ends.
-    async fn watch(
-        &mut self,
-        connection: &Connection,
-        endpoint: &str,
-    ) -> Result<Infallible, Fault> {
-        let from = match &self.state {
-            State::Watching { revision, .. } => *revision,
-            State::CatchingUp { catch_up, .. } => catch_up.from,
-            State::Snapshot(_) => {
-                return Err(Fault::Unreachable("nothing to watch from".to_owned()));
-            }
-        };
-        let mut watch = connection.watch(self.prefix, self.range_end, from).await?;
-        let mut assembly = Assembly::from(from);
-        let mut standing = false;
-        loop {
-            let next = watch.response();
-            let response = match &self.state {
-                _ if !standing => {
-                    let first = timeout(CALL_TIME, next).await;
-                    first.map_err(|_| silent("starting the watch"))??
-                }
-                State::CatchingUp { .. } => match timeout(CAUGHT_UP, next).await {
-                    Ok(response) => response?,
-                    Err(_) => {
-                        self.publish_caught_up(assembly.revision()).await?;
-                        continue;
-                    }
-                },
-                _ => next.await?,
-            };
-            self.report.observed(response.watch_id, response.revision);
-            match assembly.hear(response) {
-                Heard::Created => {
-                    standing = true;
-                    self.watching_since = Some(Instant::now());
-                    self.report.connected(endpoint, from);
-                }
-                Heard::Nothing => {}
-                Heard::Changes(changes, revision) => self.apply(changes, revision).await?,
-                Heard::Progress(revision) => self.progress(revision).await?,
-                Heard::Compacted => return Err(Fault::Compacted),
-                Heard::Canceled(reason) => {
-                    return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
-                }
-            }
-        }
-    }
-
-    async fn apply(&mut self, changes: Vec<Change>, up_to: Revision) -> Result<(), Fault> {
-        match self.state {
-            State::Watching { revision, identity } => {
-                identity.follow(&changes);
-                *revision = up_to;
-                self.send(Update::Changes {
-                    changes,
-                    revision: up_to,
-                })
-                .await
-            }
-            State::CatchingUp { catch_up, .. } => {
-                catch_up.add(changes);
-                if up_to >= catch_up.through {
-                    self.publish_caught_up(up_to).await?;
-                }
-                Ok(())
-            }
-            State::Snapshot(_) => Ok(()),
-        }
-    }
-
-    async fn progress(&mut self, up_to: Revision) -> Result<(), Fault> {
-        match self.state {
-            State::Watching { revision, .. } => {
-                *revision = up_to;
-                self.send(Update::Progress { revision: up_to }).await
-            }
-            // A notice comes only once the watch has nothing left to bring.
-            State::CatchingUp { .. } => self.publish_caught_up(up_to).await,
-            State::Snapshot(_) => Ok(()),
-        }
-    }
-
-    async fn publish_caught_up(&mut self, revision: Revision) -> Result<(), Fault> {
-        let state = std::mem::replace(self.state, State::Snapshot(Reread::Start));
-        let State::CatchingUp { catch_up, .. } = state else {
-            *self.state = state;
-            return Ok(());
-        };
-        let cluster_id = catch_up.cluster_id;
-        self.publish_snapshot(catch_up.into_entries(), revision, cluster_id)
-            .await
-    }
-
-    async fn send(&self, update: Update) -> Result<(), Fault> {
-        self.updates.send(update).await.map_err(|_| Fault::Unwanted)
-    }
 }

@@ -21,11 +21,12 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// Starts with the first of so many endpoints.
-    pub fn new(endpoints: usize) -> Self {
+    /// Starts with one of so many endpoints; which one, `random` says.
+    pub fn new(endpoints: usize, random: u32) -> Self {
+        let endpoints = endpoints.max(1);
         Self {
-            endpoints: endpoints.max(1),
-            current: 0,
+            endpoints,
+            current: random as usize % endpoints,
             failures: 0,
             logged_in_afresh: false,
         }
@@ -70,7 +71,7 @@ mod tests {
 
     #[test]
     fn one_endpoint_backs_off_up_to_the_longest_wait() {
-        let mut retry = Retry::new(1);
+        let mut retry = Retry::new(1, 0);
         let waits: Vec<_> = (0..10)
             .map(|_| retry.after(&unreachable(), None, 1.0).as_millis())
             .collect();
@@ -85,12 +86,15 @@ mod tests {
 
     #[test]
     fn jitter_takes_up_to_half() {
-        assert_eq!(Retry::new(1).after(&unreachable(), None, 0.0), SHORTEST / 2);
+        assert_eq!(
+            Retry::new(1, 0).after(&unreachable(), None, 0.0),
+            SHORTEST / 2
+        );
     }
 
     #[test]
     fn every_endpoint_is_tried_before_the_first_wait() {
-        let mut retry = Retry::new(3);
+        let mut retry = Retry::new(3, 0);
         let mut tried = vec![retry.current()];
         let mut waits = Vec::new();
         for _ in 0..6 {
@@ -103,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_watch_that_lived_starts_the_count_anew() {
-        let mut retry = Retry::new(1);
+        let mut retry = Retry::new(1, 0);
         for _ in 0..8 {
             retry.after(&unreachable(), None, 1.0);
         }
@@ -118,7 +122,7 @@ mod tests {
     #[test]
     fn a_refusal_is_answered_by_one_fresh_login_at_the_same_endpoint() {
         let refused = Fault::Refused("invalid auth token".to_owned());
-        let mut retry = Retry::new(2);
+        let mut retry = Retry::new(2, 0);
         assert_eq!(retry.after(&refused, None, 1.0), Duration::ZERO);
         assert_eq!(retry.current(), 0);
         retry.after(&refused, None, 1.0);

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use tracing::warn;
 
-use super::super::{Entry, Live, Rejected};
+use super::super::Entry;
+use crate::live::{Live, Rejected};
 use crate::{route::Revision, telemetry::metrics::Metrics};
 
 /// How many are shown; further ones are counted.
@@ -52,6 +53,10 @@ impl Rejections {
 
     pub(super) fn mod_revision(&self, key: &[u8]) -> Option<Revision> {
         self.keys.get(key).map(|rejected| rejected.mod_revision)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &Bytes> {

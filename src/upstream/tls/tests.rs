@@ -326,7 +326,7 @@ fn errors_name_the_file_or_the_name() {
             "empty.pem (\"ca\") is no PEM file",
         ),
         (None, Some("not a name"), &ip, "not a name is no host name"),
-        (None, None, &unix, "unix:/run/app.sock is no host name"),
+        (None, None, &unix, "unix:%2Frun%2Fapp.sock is no host name"),
     ];
     for (ca, sni, endpoint, expected) in cases {
         let options = TlsOptions {

@@ -1,0 +1,104 @@
+//! Which routes use which names, and what these resolve to.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use tracing::info;
+
+use super::{
+    super::resolve::{Answer, Names},
+    draft::{Draft, name_of},
+};
+use crate::route::{Route, RouteId};
+
+/// The names in use.
+pub(super) struct NameUses {
+    names: Names,
+    uses: HashMap<Arc<str>, NameUse>,
+}
+
+#[derive(Default)]
+struct NameUse {
+    /// Sorted; empty while unknown.
+    addresses: Vec<IpAddr>,
+    /// Answered, if only with "no address".
+    is_answered: bool,
+    routes: HashSet<RouteId>,
+}
+
+impl NameUses {
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            names,
+            uses: HashMap::new(),
+        }
+    }
+
+    /// Whether a name had no answer at all yet.
+    pub(super) fn has_open(&self) -> bool {
+        self.uses.values().any(|name| !name.is_answered)
+    }
+
+    /// The next answer; to be [learned](Self::learn).
+    pub(super) async fn answer(&mut self) -> Answer {
+        self.names.answer().await
+    }
+
+    pub(super) fn addresses_of(&self, name: &str) -> &[IpAddr] {
+        self.uses.get(name).map_or(&[], |name| &name.addresses)
+    }
+
+    /// Takes an answer in. The routes to be built again for it.
+    pub(super) fn learn(&mut self, answer: Answer) -> impl Iterator<Item = &RouteId> {
+        let name_use = self.uses.get_mut(&answer.name);
+        let changed = name_use.and_then(|name_use| {
+            name_use.is_answered = true;
+            if name_use.addresses == answer.addresses {
+                return None;
+            }
+            info!(name = &*answer.name, addresses = ?answer.addresses, "name resolved");
+            name_use.addresses = answer.addresses;
+            Some(&name_use.routes)
+        });
+        changed.into_iter().flatten()
+    }
+
+    /// Asks for the names a route has got, and lets go of those it had.
+    pub(super) fn follow(&mut self, draft: &Draft) {
+        let names = draft.names();
+        let former = draft.before().map(|route| names_of(route));
+        for name in former.into_iter().flatten() {
+            if names.contains(&*name) {
+                continue;
+            }
+            let Some(name_use) = self.uses.get_mut(&*name) else {
+                continue;
+            };
+            name_use.routes.remove(draft.id());
+            if name_use.routes.is_empty() {
+                self.uses.remove(&*name);
+                self.names.forget(&name);
+            }
+        }
+        for name in names {
+            if !self.uses.contains_key(name) {
+                let name: Arc<str> = name.into();
+                self.names.watch(name.clone());
+                self.uses.insert(name, NameUse::default());
+            }
+            if let Some(name_use) = self.uses.get_mut(name) {
+                name_use.routes.insert(draft.id().clone());
+            }
+        }
+    }
+}
+
+fn names_of(route: &Route) -> HashSet<Box<str>> {
+    let members = route.members.iter();
+    members
+        .filter_map(|member| name_of(&member.upstream.identity.endpoint.written()).map(Box::from))
+        .collect()
+}

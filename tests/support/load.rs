@@ -1,0 +1,192 @@
+//! Clients that ask without a pause and count every answer.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, Response, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::waypost::DEADLINE;
+
+/// One connection of an HTTP/1.1 client.
+pub struct Client {
+    sender: http1::SendRequest<Empty<Bytes>>,
+}
+
+/// A whole answer.
+pub type Answer = Response<String>;
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Result<Self, String> {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| format!("connect: {error}"))?;
+        let _ = stream.set_nodelay(true);
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| format!("handshake: {error}"))?;
+        tokio::spawn(connection);
+        Ok(Self { sender })
+    }
+
+    /// Whether the server has not closed it.
+    pub async fn is_open(&mut self) -> bool {
+        self.sender.ready().await.is_ok()
+    }
+
+    pub async fn get(&mut self, host: &str, path: &str) -> Result<Answer, String> {
+        let request = Request::get(path)
+            .header("host", host)
+            .body(Empty::new())
+            .map_err(|error| format!("request: {error}"))?;
+        let exchange = async {
+            let response = self.sender.send_request(request).await;
+            let response = response.map_err(|error| format!("head: {error:?}"))?;
+            let (head, body) = response.into_parts();
+            let body = body
+                .collect()
+                .await
+                .map_err(|error| format!("body: {error:?}"))?;
+            let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+            Ok(Response::from_parts(head, body))
+        };
+        let answer = timeout(DEADLINE, exchange).await;
+        answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    }
+}
+
+/// GET on a connection of its own.
+pub async fn get(address: SocketAddr, host: &str, path: &str) -> Result<Answer, String> {
+    Client::connect(address).await?.get(host, path).await
+}
+
+/// GET that must be answered.
+pub async fn ask(address: SocketAddr, host: &str, path: &str) -> Answer {
+    match get(address, host, path).await {
+        Ok(answer) => answer,
+        Err(error) => panic!("{host}{path}: {error}"),
+    }
+}
+
+/// Clients that run until stopped: some keep their connection, some take a new one for each request.
+pub struct Load {
+    clients: JoinSet<()>,
+    tally: Arc<Mutex<Tally>>,
+}
+
+/// What they got.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Answers with status 200.
+    pub good: usize,
+    /// Everything else, in words; the first of them.
+    pub failures: Vec<String>,
+    /// Good answers by host and body.
+    pub bodies: BTreeMap<(String, String), usize>,
+}
+
+impl Load {
+    /// Asks these addresses for `/` of these hosts, in turn.
+    pub fn start(addresses: &[SocketAddr], hosts: &[&str]) -> Self {
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let mut clients = JoinSet::new();
+        for number in 0..6 {
+            let asker = Asker {
+                address: addresses[number % addresses.len()],
+                hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+                keeps: number % 3 != 0,
+                tally: tally.clone(),
+            };
+            clients.spawn(asker.run());
+        }
+        Self { clients, tally }
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.tally.lock().expect("no client panics").clone()
+    }
+
+    /// Waits until so many more good answers came.
+    pub async fn more(&self, count: usize) {
+        let (goal, begun) = (self.tally().good + count, Instant::now());
+        while self.tally().good < goal {
+            assert!(begun.elapsed() < DEADLINE, "no answers: {:?}", self.tally());
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Ends it; not one request may have failed.
+    pub async fn finish(mut self) -> Tally {
+        self.clients.shutdown().await;
+        let tally = self.tally();
+        assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
+        tally
+    }
+}
+
+struct Asker {
+    address: SocketAddr,
+    hosts: Vec<String>,
+    keeps: bool,
+    tally: Arc<Mutex<Tally>>,
+}
+
+impl Asker {
+    async fn run(self) {
+        let mut kept: Option<Client> = None;
+        for host in self.hosts.iter().cycle() {
+            let outcome = self.once(&mut kept, host).await;
+            let failed = {
+                let mut tally = self.tally.lock().expect("no client panics");
+                match outcome {
+                    Ok(body) => {
+                        tally.good += 1;
+                        *tally.bodies.entry((host.clone(), body)).or_default() += 1;
+                        false
+                    }
+                    Err(error) => {
+                        if tally.failures.len() < 20 {
+                            tally.failures.push(format!("{host}: {error}"));
+                        }
+                        true
+                    }
+                }
+            };
+            if failed {
+                kept = None;
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    async fn once(&self, kept: &mut Option<Client>, host: &str) -> Result<String, String> {
+        let is_open = match kept {
+            Some(client) => client.is_open().await,
+            None => false,
+        };
+        let mut client = match kept.take() {
+            Some(client) if is_open => client,
+            _ => Client::connect(self.address).await?,
+        };
+        let answer = client.get(host, "/").await?;
+        if answer.status() != 200 {
+            let why = answer.headers().get("proxy-status").cloned();
+            return Err(format!("{} {why:?}", answer.status()));
+        }
+        if self.keeps {
+            *kept = Some(client);
+        }
+        Ok(answer.into_body())
+    }
+}
