@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::support::{
     http::{End, Message, Wire, timed},
     origin::Origin,
+    tls::Authority,
     waypost::Waypost,
 };
 
@@ -180,4 +184,48 @@ async fn much_flows_both_ways_at_once() {
         assert!(client.take(piece.len()).await.unwrap() == piece);
     }
     assert_eq!(client.end().await, End::Fin);
+}
+
+#[tokio::test]
+async fn an_upgrade_works_over_tls() {
+    let authority = Authority::new();
+    let pair = authority.server(&["a.test"]);
+    let origin = echo().await;
+    let waypost = Waypost::builder()
+        .listen(&format!("https://127.0.0.1:0?{}", pair.query()))
+        .start()
+        .await;
+    waypost.put("a.test", &origin, "").await;
+    let stream = TcpStream::connect(waypost.address()).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let connector = TlsConnector::from(authority.client_config(&["http/1.1"]));
+    let mut client = Wire::over(connector.connect(name, stream).await.unwrap());
+    client.send(HANDSHAKE).await;
+    client.take_until("\r\n\r\nhello").await.unwrap();
+    for text in ["one", "two"] {
+        client.send(text).await;
+        assert_eq!(client.take(3).await.unwrap(), text.as_bytes());
+    }
+    client.finish().await;
+    assert_eq!(client.take(3).await.unwrap(), b"bye");
+    assert_eq!(client.end().await, End::Fin);
+}
+
+#[tokio::test]
+async fn a_request_with_a_body_is_not_upgraded() {
+    let origin = Origin::run(async |mut served| {
+        served.request().await;
+        served.send(SWITCHING).await;
+        served.wire.take_rest().await;
+    })
+    .await;
+    let waypost = in_front_of(&origin).await;
+    let request = HANDSHAKE.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\nhello");
+    let mut client = Wire::connect(waypost.address()).await;
+    let response = client.ask(request).await;
+    assert_eq!(origin.latest().head.all("upgrade"), [""; 0]);
+    assert_eq!(
+        (response.status(), response.error()),
+        (502, "http_protocol_error")
+    );
 }
