@@ -241,6 +241,24 @@ async fn errors_and_cut_bodies_are_seen_and_spare_other_streams() {
 }
 
 #[tokio::test]
+async fn one_host_is_asked_for_or_400() {
+    let origin = Origin::named("ok").await;
+    let waypost = in_front_of(&origin).await;
+    let mut client = connect(waypost.address()).await;
+    for (host, status) in [
+        ("a.test", 200),
+        ("A.test:80", 200),
+        ("b.test", 400),
+        ("", 400),
+    ] {
+        let mut asking = request("GET", "/", full(""));
+        asking.headers_mut().insert("host", host.parse().unwrap());
+        let response = client.send_request(asking).await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{host}");
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_stream_cancels_its_request_upstream() {
     let origin = Origin::run(async |mut served| {
         served.request().await;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    http::{End, Wire, get, timed},
+    http::{End, Message, Wire, get, timed},
     origin::{Origin, Refusing},
     waypost::Waypost,
 };
@@ -148,4 +149,38 @@ async fn connections_that_say_nothing_or_half_a_preface_cost_nobody_else() {
     assert_eq!(silent[1].response("POST").await.text(), "ok");
     silent[3].finish().await;
     assert_eq!(silent[3].end().await, End::Fin);
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_no_more_of_an_upload_is_504() {
+    let origin = Origin::run(async |mut served| {
+        let head = served.wire.head().await.unwrap();
+        served.note(Message {
+            head,
+            ..Message::default()
+        });
+        // Reads no more, and stays.
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    let settings = json!({"timeouts": {"idle": "300ms"}}).to_string();
+    waypost.put("a.test", "@settings", &settings).await;
+    let mut client = Wire::connect(waypost.address()).await;
+    client
+        .send(format!(
+            "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {}\r\n\r\n",
+            64 << 20
+        ))
+        .await;
+    let (mut reading, mut writing) = client.split();
+    let upload =
+        tokio::spawn(async move { while writing.write_all(&[0; 64 * 1024]).await.is_ok() {} });
+    let response = reading.response("POST").await;
+    assert_eq!(
+        (response.status(), response.error()),
+        (504, "http_response_timeout")
+    );
+    upload.abort();
 }

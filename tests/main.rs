@@ -13,6 +13,7 @@ mod http_framing;
 mod http_headers;
 mod http_interim;
 mod http_limits;
+mod http_malformed;
 mod http_retry;
 mod http_streaming;
 mod http_tls;
