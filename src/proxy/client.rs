@@ -11,7 +11,7 @@ use std::{
 use bytes::BytesMut;
 use socket2::Socket;
 
-use super::{record::RequestRecord, upgrade::Upgraded};
+use super::{forwarded::address_text, record::RequestRecord, upgrade::Upgraded};
 use crate::sweep::{Sweep, Tick};
 
 /// What a connection is doing, for the limits that apply to it.
@@ -72,6 +72,8 @@ impl Default for ClientLimits {
 pub struct Client {
     /// Who connected.
     pub address: SocketAddr,
+    /// Its address without the port, as `X-Forwarded-For` says it.
+    pub address_text: Box<str>,
     /// Whether it speaks TLS.
     pub tls: bool,
     sweep: Rc<Sweep>,
@@ -96,6 +98,7 @@ impl Client {
     pub fn new(address: SocketAddr, tls: bool, sweep: Rc<Sweep>) -> Rc<Self> {
         Rc::new(Self {
             address,
+            address_text: address_text(address.ip()),
             tls,
             since: Cell::new(sweep.now()),
             sweep,

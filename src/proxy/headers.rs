@@ -1,20 +1,19 @@
 //! Rewriting heads: the request's is serialised straight into bytes for the upstream, the response's fields are
 //! amended in place. Hop-by-hop fields (RFC 9110 section 7.6.1) stay behind in both directions.
 
-use std::{io::Write, net::IpAddr};
+use std::io::Write;
 
-use bytes::BytesMut;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
-    header::{
-        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-    },
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
 };
 use smallvec::SmallVec;
 
 use super::{
-    forwarded::{Scheme, Sender, aliases_forwarded, forwarded_for, forwarded_proto},
+    forwarded::{
+        Scheme, Sender, aliases_forwarded, forwarded_for, forwarded_host, forwarded_proto,
+    },
     target::Target,
 };
 use crate::{
@@ -38,8 +37,8 @@ pub struct UpstreamHead<'r> {
     pub settings: &'r Settings,
     /// Who it goes to.
     pub upstream: &'r Upstream,
-    /// Who asks.
-    pub client: IpAddr,
+    /// The address of who asks, as text.
+    pub client: &'r str,
     /// Whether the client is a trusted proxy.
     pub sender: Sender,
     /// How the client's connection is secured.
@@ -67,30 +66,49 @@ impl UpstreamHead<'_> {
         out.clear();
         self.write_request_line(out);
         self.write_host(out);
-        let named = connection_options(&self.request.headers);
-        let rules = &self.settings.request_headers;
-        let mut cookies = 0;
-        for (name, value) in &self.request.headers {
-            if *name == COOKIE {
-                cookies += 1;
-            } else if self.goes_on(name) && !named.contains(name) && !replaces(rules, name) {
-                line(out, name, value.as_bytes());
-            }
-        }
-        self.write_cookies(out, cookies, &named);
+        let seen = self.write_fields(out);
         self.write_forwarded(out);
-        for (name, value) in rules.set.iter().chain(&rules.add) {
-            line(out, name, value.as_bytes());
+        for (name, value) in rules_added(&self.settings.request_headers) {
+            line(out, name.as_str(), value.as_bytes());
         }
-        if asks_for_trailers(&self.request.headers) {
+        if seen.takes_trailers {
             out.extend_from_slice(b"te: trailers\r\n");
         }
         if self.upgrade {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
-        let framing = self.write_framing(out);
+        let framing = self.write_framing(out, seen.length_announced);
         out.extend_from_slice(b"\r\n");
         framing
+    }
+
+    /// Writes the client's own fields that go on, in one pass: look-ups by name would each cost a hash.
+    fn write_fields(&self, out: &mut Vec<u8>) -> Seen {
+        let headers = &self.request.headers;
+        let named = connection_options(headers);
+        let rules = &self.settings.request_headers;
+        let mut seen = Seen::default();
+        for (name, value) in headers {
+            match name.as_str() {
+                "host" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
+                | "upgrade" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => {}
+                "cookie" => seen.cookies += 1,
+                "te" => seen.takes_trailers |= has_token(value, b"trailers"),
+                "content-length" => seen.length_announced = true,
+                // HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
+                "expect" if self.request.version == Version::HTTP_10 => {}
+                text if self.sender == Sender::Unknown && aliases_forwarded(text) => {}
+                text => {
+                    if !named.contains(name) && !replaces(rules, name) {
+                        line(out, text, value.as_bytes());
+                    }
+                }
+            }
+        }
+        if seen.cookies > 0 && !named.contains(&COOKIE) && !replaces(rules, &COOKIE) {
+            write_cookies(out, headers);
+        }
+        seen
     }
 
     fn write_request_line(&self, out: &mut Vec<u8>) {
@@ -120,86 +138,40 @@ impl UpstreamHead<'_> {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Whether a field of the client's goes on as it is.
-    fn goes_on(&self, name: &HeaderName) -> bool {
-        const STAYS: [HeaderName; 7] = [
-            HOST,
-            CONNECTION,
-            CONTENT_LENGTH,
-            TRANSFER_ENCODING,
-            TE,
-            UPGRADE,
-            X_FORWARDED_FOR,
-        ];
-        if STAYS.contains(name) || name == "keep-alive" || name == "proxy-connection" {
-            return false;
-        }
-        if *name == EXPECT && self.request.version == Version::HTTP_10 {
-            return false;
-        }
-        match self.sender {
-            Sender::Unknown => !aliases_forwarded(name),
-            Sender::Trusted => *name != X_FORWARDED_PROTO && *name != X_FORWARDED_HOST,
-        }
-    }
-
-    /// HTTP/2 splits cookies into crumbs (RFC 9113 section 8.2.3); HTTP/1.1 upstreams expect one line.
-    fn write_cookies(&self, out: &mut Vec<u8>, count: usize, named: &[HeaderName]) {
-        if count == 0
-            || named.contains(&COOKIE)
-            || replaces(&self.settings.request_headers, &COOKIE)
-        {
-            return;
-        }
-        out.extend_from_slice(b"cookie: ");
-        for (index, value) in self.request.headers.get_all(COOKIE).iter().enumerate() {
-            if index > 0 {
-                out.extend_from_slice(b"; ");
-            }
-            out.extend_from_slice(value.as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
-    }
-
     fn write_forwarded(&self, out: &mut Vec<u8>) {
         let headers = &self.request.headers;
         let rules = &self.settings.request_headers;
+        let prior = |name| match self.sender {
+            Sender::Trusted => headers.get(name),
+            Sender::Unknown => None,
+        };
         if !replaces(rules, &X_FORWARDED_FOR) {
-            let mut value = BytesMut::new();
-            forwarded_for(
-                headers.get_all(X_FORWARDED_FOR).iter(),
-                self.client,
-                self.sender,
-                &mut value,
-            );
-            line(out, &X_FORWARDED_FOR, &value);
+            out.extend_from_slice(b"x-forwarded-for: ");
+            // Not looked up for what would not be believed.
+            let prior = (self.sender == Sender::Trusted).then(|| headers.get_all(X_FORWARDED_FOR));
+            let prior = prior.iter().flatten();
+            forwarded_for(prior, self.client, self.sender, out);
+            out.extend_from_slice(b"\r\n");
         }
         if !replaces(rules, &X_FORWARDED_PROTO) {
-            let scheme = forwarded_proto(headers.get(X_FORWARDED_PROTO), self.scheme, self.sender);
-            line(out, &X_FORWARDED_PROTO, scheme.as_str().as_bytes());
+            let scheme = forwarded_proto(prior(X_FORWARDED_PROTO), self.scheme, self.sender);
+            line(out, "x-forwarded-proto", scheme.as_str().as_bytes());
         }
         if !replaces(rules, &X_FORWARDED_HOST) && !self.target.authority.is_empty() {
-            let prior = headers
-                .get(X_FORWARDED_HOST)
-                .filter(|prior| self.sender == Sender::Trusted && !prior.is_empty());
-            line(
-                out,
-                &X_FORWARDED_HOST,
-                prior.map_or(self.target.authority, HeaderValue::as_bytes),
-            );
+            let authority = self.target.authority;
+            let host = forwarded_host(prior(X_FORWARDED_HOST), authority, self.sender);
+            line(out, "x-forwarded-host", host);
         }
     }
 
-    fn write_framing(&self, out: &mut Vec<u8>) -> RequestFraming {
+    fn write_framing(&self, out: &mut Vec<u8>, length_announced: bool) -> RequestFraming {
         match self.length {
             None => {
                 out.extend_from_slice(b"transfer-encoding: chunked\r\n");
                 return RequestFraming::Chunked;
             }
             // Nothing announces the absence of a body but for methods that expect one (RFC 9110 section 8.6).
-            Some(0)
-                if !expects_body(&self.request.method)
-                    && !self.request.headers.contains_key(CONTENT_LENGTH) => {}
+            Some(0) if !expects_body(&self.request.method) && !length_announced => {}
             Some(length) => {
                 out.extend_from_slice(b"content-length: ");
                 out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -210,8 +182,32 @@ impl UpstreamHead<'_> {
     }
 }
 
-fn line(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    out.extend_from_slice(name.as_str().as_bytes());
+/// What the fields of a request say, noted while they were written.
+#[derive(Default)]
+struct Seen {
+    cookies: usize,
+    takes_trailers: bool,
+    length_announced: bool,
+}
+
+/// HTTP/2 splits cookies into crumbs (RFC 9113 section 8.2.3); HTTP/1.1 upstreams expect one line.
+fn write_cookies(out: &mut Vec<u8>, headers: &HeaderMap) {
+    out.extend_from_slice(b"cookie: ");
+    for (index, value) in headers.get_all(COOKIE).iter().enumerate() {
+        if index > 0 {
+            out.extend_from_slice(b"; ");
+        }
+        out.extend_from_slice(value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn rules_added(rules: &HeaderRules) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+    rules.set.iter().chain(&rules.add)
+}
+
+fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
@@ -246,13 +242,11 @@ fn connection_options(headers: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
     named
 }
 
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        value.as_bytes().split(|byte| *byte == b',').any(|item| {
-            // Parameters, as of `trailers;q=1`, don't change what is meant.
-            let item = item.split(|byte| *byte == b';').next().unwrap_or_default();
-            item.trim_ascii().eq_ignore_ascii_case(token)
-        })
+fn has_token(value: &HeaderValue, token: &[u8]) -> bool {
+    value.as_bytes().split(|byte| *byte == b',').any(|item| {
+        // Parameters, as of `trailers;q=1`, don't change what is meant.
+        let item = item.split(|byte| *byte == b';').next().unwrap_or_default();
+        item.trim_ascii().eq_ignore_ascii_case(token)
     })
 }
 
@@ -266,17 +260,16 @@ pub fn has_other_coding(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether the client takes trailers.
-pub fn asks_for_trailers(headers: &HeaderMap) -> bool {
-    headers.contains_key(TE) && has_token(headers, &TE, b"trailers")
-}
-
 /// Whether the request asks for a WebSocket over HTTP/1.1 (RFC 6455 section 4.1). Other upgrades are not passed on.
 pub fn asks_for_websocket(request: &Parts) -> bool {
     request.version == Version::HTTP_11
         && request.headers.contains_key(UPGRADE)
         && request.method == Method::GET
-        && has_token(&request.headers, &CONNECTION, b"upgrade")
+        && request
+            .headers
+            .get_all(CONNECTION)
+            .iter()
+            .any(|value| has_token(value, b"upgrade"))
         && request
             .headers
             .get(UPGRADE)
@@ -315,7 +308,7 @@ pub fn interim_head(status: http::StatusCode, headers: &HeaderMap) -> Vec<u8> {
         .iter()
         .filter(|(name, _)| *name != CONTENT_LENGTH && *name != TRAILER)
     {
-        line(&mut out, name, value.as_bytes());
+        line(&mut out, name.as_str(), value.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
     out

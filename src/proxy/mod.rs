@@ -619,7 +619,7 @@ impl Journey<'_> {
             path: self.path,
             settings: &self.route.settings,
             upstream,
-            client: self.client.address.ip(),
+            client: &self.client.address_text,
             sender: self.sender,
             scheme: self.scheme,
             length,

@@ -3,10 +3,7 @@
 use std::{mem::MaybeUninit, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-    header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 use smallvec::SmallVec;
 use thiserror::Error;
 
@@ -112,7 +109,6 @@ fn assemble(
     let mut headers = HeaderMap::with_capacity(fields.len() + 2);
     let mut connection = ConnectionOptions::default();
     let mut declared: Option<u64> = None;
-    let mut declared_raw: Option<HeaderValue> = None;
     let mut chunked = false;
     let mut keep_alive = None;
     let mut upgrade = None;
@@ -122,28 +118,30 @@ fn assemble(
     } in fields
     {
         let raw = bytes.slice(start..end);
-        if name == CONTENT_LENGTH {
-            let length = content_length(&raw)?;
-            if declared.is_some_and(|known| known != length) {
-                return Err(MalformedHead::Length);
+        match name.as_str() {
+            "content-length" => {
+                let length = content_length(&raw)?;
+                if declared.is_some_and(|known| known != length) {
+                    return Err(MalformedHead::Length);
+                }
+                declared = Some(length);
             }
-            declared = Some(length);
-            declared_raw = Some(HeaderValue::from(length));
-        } else if name == TRANSFER_ENCODING {
-            // HTTP/1.0 knows no transfer codings: a message that has one anyway is faulty (section 6.1).
-            if chunked || !http_11 || !raw.eq_ignore_ascii_case(b"chunked") {
-                return Err(MalformedHead::Coding);
+            "transfer-encoding" => {
+                // HTTP/1.0 knows no transfer codings: a message that has one anyway is faulty (section 6.1).
+                if chunked || !http_11 || !raw.eq_ignore_ascii_case(b"chunked") {
+                    return Err(MalformedHead::Coding);
+                }
+                chunked = true;
             }
-            chunked = true;
-        } else if name == CONNECTION {
-            connection.read(&raw);
-        } else if name == "keep-alive" {
-            keep_alive = keep_alive_timeout(&raw);
-        } else if name == UPGRADE {
-            upgrade = HeaderValue::from_maybe_shared(raw).ok();
-        } else if name != "proxy-connection" && name != TE {
-            let value = HeaderValue::from_maybe_shared(raw).map_err(|_| MalformedHead::Syntax)?;
-            headers.append(name, value);
+            "connection" => connection.read(&raw),
+            "keep-alive" => keep_alive = keep_alive_timeout(&raw),
+            "upgrade" => upgrade = HeaderValue::from_maybe_shared(raw).ok(),
+            "proxy-connection" | "te" => {}
+            _ => {
+                let value =
+                    HeaderValue::from_maybe_shared(raw).map_err(|_| MalformedHead::Syntax)?;
+                headers.append(name, value);
+            }
         }
     }
     for name in &connection.named {
@@ -156,8 +154,8 @@ fn assemble(
         || status == StatusCode::NOT_MODIFIED;
     let framing = if bodiless {
         // The length such a head declares is that of another response (section 6.3): it is relayed, not obeyed.
-        if let Some(length) = declared_raw.filter(|_| !chunked && !status.is_informational()) {
-            headers.insert(CONTENT_LENGTH, length);
+        if let Some(length) = declared.filter(|_| !chunked && !status.is_informational()) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         Framing::Length(0)
     } else if chunked {
