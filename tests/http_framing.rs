@@ -293,8 +293,13 @@ async fn http_1_0_clients_are_served_as_they_understand_it() {
         assert_eq!(response.head.one("connection"), Some("keep-alive"));
         assert_eq!(response.text(), "hello");
     }
-    let head = known.latest().head;
-    assert_eq!(head.line, "GET / HTTP/1.1");
+    assert_eq!(known.latest().head.line, "GET / HTTP/1.1");
+
+    // Hosts came with HTTP/1.1: without one there is only the route for every host.
+    let nameless = "GET / HTTP/1.0\r\n\r\n";
+    assert_eq!(ask(waypost.address(), nameless).await.status(), 404);
+    waypost.put("*", &known, "").await;
+    assert_eq!(ask(waypost.address(), nameless).await.text(), "hello");
 }
 
 #[tokio::test]

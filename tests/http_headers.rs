@@ -236,3 +236,39 @@ async fn an_upstreams_400_is_passed_on_as_it_is() {
         }
     }
 }
+
+#[tokio::test]
+async fn odd_but_valid_heads_pass_both_ways() {
+    let origin = Origin::answering(
+        b"HTTP/1.1 299 Quite Fine\r\nX-Latin: \xe4\xf6\r\nX-Empty:\r\nX-Space:  a  b \t\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    let waypost = in_front_of(&origin, json!({})).await;
+    let mut client = Wire::connect(waypost.address()).await;
+    client
+        .send(b"BREW / HTTP/1.1\r\nhOST: a.test\r\nX-Latin: \xe4\xf6\r\nX-Empty:\r\nX-Space:  a  b \t\r\n\r\n")
+        .await;
+    let answered = client.response("BREW").await;
+    assert_eq!(answered.status(), 299);
+    let asked = origin.latest();
+    assert_eq!(asked.head.line, "BREW / HTTP/1.1");
+    for head in [&asked.head, &answered.head] {
+        assert_eq!(head.one("x-latin"), Some("\u{fffd}\u{fffd}"));
+        assert_eq!(head.one("x-empty"), Some(""));
+        assert_eq!(head.one("x-space"), Some("a  b"));
+    }
+}
+
+#[tokio::test]
+async fn lines_before_a_request_are_no_part_of_it() {
+    let origin = Origin::answering(EMPTY).await;
+    let waypost = in_front_of(&origin, json!({})).await;
+    let mut client = Wire::connect(waypost.address()).await;
+    for _ in 0..2 {
+        let response = client
+            .ask("\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            .await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(origin.latest().head.line, "GET / HTTP/1.1");
+    }
+}

@@ -45,6 +45,15 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "http_request_error", details)
     }
 
+    /// 502: a 101 to what was not asked for.
+    pub fn switched_unasked() -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "http_protocol_error",
+            "the upstream switched protocols unasked",
+        )
+    }
+
     /// 431, by the number of fields.
     pub fn too_many_fields() -> Self {
         Self::new(

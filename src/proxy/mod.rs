@@ -274,9 +274,13 @@ impl Proxy {
             upstream,
             deadline,
             unsent,
+            may_switch,
         } = answer;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(client, route, head, connection, deadline, record, request);
+            if !may_switch {
+                return Err(Failure::switched_unasked());
+            }
+            return self.switch(client, route, head, connection, deadline, record);
         }
         record.head(head.status);
         let mut headers = std::mem::take(&mut head.headers);
@@ -343,11 +347,7 @@ impl Proxy {
         Ok(response)
     }
 
-    /// A 101: asked for, it takes the connection over; else it is nonsense.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one answer, used once"
-    )]
+    /// A 101 takes the connection over, if it is to what was asked for.
     fn switch(
         &self,
         client: &Rc<Client>,
@@ -356,20 +356,12 @@ impl Proxy {
         connection: Connection,
         deadline: Deadline,
         record: &mut Box<RequestRecord>,
-        request: &Parts,
     ) -> Result<Response<ResponseBody>, Failure> {
         let upgrade = head
             .upgrade
             .filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let Some((upgrade, (transport, read))) = upgrade
-            .filter(|_| headers::asks_for_websocket(request))
-            .zip(connection.into_stream())
-        else {
-            return Err(Failure::new(
-                StatusCode::BAD_GATEWAY,
-                "http_protocol_error",
-                "the upstream switched protocols unasked",
-            ));
+        let Some((upgrade, (transport, read))) = upgrade.zip(connection.into_stream()) else {
+            return Err(Failure::switched_unasked());
         };
         record.head(head.status);
         let mut response = Response::new(ResponseBody::empty());
@@ -413,6 +405,8 @@ struct Answer {
     deadline: Deadline,
     /// What of the request was still to be sent.
     unsent: Option<Upload>,
+    /// The upstream was asked for a WebSocket.
+    may_switch: bool,
 }
 
 /// Where an attempt takes its connection from.
@@ -475,6 +469,7 @@ impl Journey<'_> {
                         upstream: upstream.clone(),
                         deadline,
                         unsent,
+                        may_switch: self.wants_upgrade,
                     });
                 }
                 Err(failed) => failed,

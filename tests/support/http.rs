@@ -8,7 +8,7 @@ use std::{
 
 use socket2::{SockRef, Socket};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf, split},
     net::TcpStream,
     time::timeout,
 };
@@ -156,6 +156,18 @@ impl Wire {
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let sent = self.stream.write_all(bytes.as_ref()).await.is_ok();
         sent && self.stream.flush().await.is_ok()
+    }
+
+    /// To read and to write at the same time.
+    pub fn split(self) -> (Self, WriteHalf<Box<dyn Stream>>) {
+        let (reading, writing) = split(self.stream);
+        let read_only = tokio::io::join(reading, tokio::io::sink());
+        let wire = Self {
+            stream: Box::new(read_only),
+            socket: self.socket,
+            read: self.read,
+        };
+        (wire, writing)
     }
 
     /// Ends our direction.

@@ -179,13 +179,6 @@ impl Origin {
         .await
     }
 
-    pub fn address(&self) -> SocketAddr {
-        match &self.place {
-            Place::Tcp(address) => *address,
-            Place::Unix(path) => panic!("{} has no address", path.display()),
-        }
-    }
-
     /// Connections so far.
     pub fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)

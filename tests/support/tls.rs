@@ -55,16 +55,7 @@ impl Authority {
 
     /// As [`Self::server`], in `dir`: `NAME.crt` and `NAME.key` after the first name, replaced by rename.
     pub fn server_in(&self, dir: &Path, names: &[&str]) -> Pair {
-        self.sign(dir, names, ExtendedKeyUsagePurpose::ServerAuth)
-    }
-
-    /// A client's pair; `name` is its common name, which etcd takes for the user.
-    pub fn client(&self, name: &str) -> Pair {
-        self.sign(
-            self.dir.path(),
-            &[name],
-            ExtendedKeyUsagePurpose::ClientAuth,
-        )
+        self.sign(dir, names)
     }
 
     /// A client that trusts this authority alone, and offers these protocols.
@@ -80,11 +71,11 @@ impl Authority {
         Arc::new(config)
     }
 
-    fn sign(&self, dir: &Path, names: &[&str], usage: ExtendedKeyUsagePurpose) -> Pair {
+    fn sign(&self, dir: &Path, names: &[&str]) -> Pair {
         let sans: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(sans).unwrap();
         params.distinguished_name.push(DnType::CommonName, names[0]);
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         // A wildcard or an IPv6 address makes an awkward file name.
