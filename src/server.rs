@@ -9,7 +9,8 @@ use tracing::{error, info, warn};
 use crate::{
     admin::Admin,
     config::{Config, SourceConfig},
-    source::{Live, Status, Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
+    live::{Live, Status},
+    source::{Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     worker::{DataPlane, tls},
 };

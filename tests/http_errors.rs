@@ -423,7 +423,9 @@ async fn bodies_over_the_routes_limit_are_413() {
         format!("{head}Transfer-Encoding: chunked\r\n\r\n400\r\n{full}\r\n1\r\nx\r\n0\r\n\r\n");
     let streamed = ask(waypost.address(), streamed).await;
     assert_explained(&streamed, 413, "http_request_error");
-    assert_eq!(origin.requests().len(), 2);
+    // Of the streamed one the upstream may have seen the beginning, never the end.
+    let whole = origin.requests().into_iter().filter(|request| request.whole);
+    assert_eq!(whole.count(), 2);
 }
 
 #[tokio::test]

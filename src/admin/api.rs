@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     config::values,
+    live::Rejected,
     route::{HostPattern, Revision, Route, settings::Balance},
-    source::Rejected,
 };
 
 /// Most routes, or rejected keys, in one page.

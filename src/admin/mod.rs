@@ -25,8 +25,8 @@ use tokio::net::TcpListener;
 use self::explain::Policy;
 use crate::{
     config::Config,
+    live::{Live, Status},
     route::Revision,
-    source::{Live, Status},
     telemetry::metrics::Metrics,
     upstream::dial::Deny,
 };

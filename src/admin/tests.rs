@@ -11,11 +11,11 @@ use tokio::{
 use super::*;
 use crate::{
     config::ServeArgs,
+    live::Rejected,
     route::{
         KeyVersion, Member, Route, Settings, Table,
         settings::{Balance, HostHeader},
     },
-    source::Rejected,
     upstream::{Identity, Protocol, Registry, balancer::Balancer},
 };
 

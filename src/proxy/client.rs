@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use socket2::Socket;
 
 use super::{record::RequestRecord, upgrade::Upgraded};
 use crate::sweep::{Sweep, Tick};
@@ -84,6 +85,8 @@ pub struct Client {
     reset_on_close: Cell<bool>,
     unread_body: Cell<bool>,
     answered: Cell<bool>,
+    at_message_start: Cell<bool>,
+    refused: RefCell<Option<Socket>>,
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
 }
@@ -105,6 +108,8 @@ impl Client {
             reset_on_close: Cell::new(false),
             unread_body: Cell::new(false),
             answered: Cell::new(false),
+            at_message_start: Cell::new(true),
+            refused: RefCell::new(None),
             draining: Cell::new(false),
             upgraded: RefCell::new(None),
         })
@@ -138,8 +143,19 @@ impl Client {
         self.answered.get()
     }
 
+    /// Whether all that was written is flushed: what is written next starts a message.
+    pub fn is_at_message_start(&self) -> bool {
+        self.at_message_start.get()
+    }
+
+    /// Something is being written.
+    pub fn writes(&self) {
+        self.at_message_start.set(false);
+    }
+
     /// All that was written is flushed; unless a request runs, what is written next is not ours.
     pub fn flushed(&self) {
+        self.at_message_start.set(true);
         if self.running.get() == 0 {
             self.answered.set(false);
         }
@@ -233,16 +249,16 @@ impl Client {
         self.reset_on_close.get()
     }
 
-    /// Queues an interim response head. It goes out once all before it is flushed; a final response that comes
-    /// first discards it (see [`Self::discard_interim`]), so that a late 1xx never touches a finished response.
+    /// Queues an interim response head. It goes out once all before it is flushed, in front of the final response.
     pub fn send_interim(&self, head: &[u8]) {
         self.interim.borrow_mut().extend_from_slice(head);
     }
 
-    /// Drops interim heads that did not make it out before the final one.
-    pub fn discard_interim(&self) {
+    /// The final response comes next. If the one before it is not flushed yet, nobody can tell where this one will
+    /// begin, and interim heads are dropped: they must never touch another response.
+    pub fn settle_interim(&self) {
         let mut interim = self.interim.borrow_mut();
-        if !interim.is_empty() {
+        if !interim.is_empty() && !self.at_message_start.get() {
             interim.clear();
         }
     }
@@ -255,6 +271,16 @@ impl Client {
     /// An answer was given before the whole request was read: close with linger, lest a reset overtakes it.
     pub fn leave_body_unread(&self) {
         self.unread_body.set(true);
+    }
+
+    /// hyper answers a head that is no request, and fails: `socket` is what the connection can then be closed by.
+    pub fn refused(&self, socket: Socket) {
+        *self.refused.borrow_mut() = Some(socket);
+    }
+
+    /// The socket of a connection that hyper refused.
+    pub fn take_refused(&self) -> Option<Socket> {
+        self.refused.take()
     }
 
     /// After the 101 now being answered, the connection belongs to this upgrade.

@@ -134,6 +134,9 @@ impl UpstreamHead<'_> {
         if STAYS.contains(name) || name == "keep-alive" || name == "proxy-connection" {
             return false;
         }
+        if *name == EXPECT && self.request.version == Version::HTTP_10 {
+            return false;
+        }
         match self.sender {
             Sender::Unknown => !aliases_forwarded(name),
             Sender::Trusted => *name != X_FORWARDED_PROTO && *name != X_FORWARDED_HOST,
@@ -280,11 +283,13 @@ pub fn asks_for_websocket(request: &Parts) -> bool {
             .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Whether the body waits for `100 Continue`.
-pub fn expects_continue(headers: &HeaderMap) -> bool {
-    headers
-        .get(EXPECT)
-        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+/// Whether the body waits for `100 Continue`; HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
+pub fn expects_continue(request: &Parts) -> bool {
+    request.version != Version::HTTP_10
+        && request
+            .headers
+            .get(EXPECT)
+            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Applies `response_headers`: remove, set, add.

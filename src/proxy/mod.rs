@@ -36,8 +36,8 @@ use target::Target;
 use upgrade::Upgraded;
 
 use crate::{
+    live::Live,
     route::{Route, table::Miss},
-    source::Live,
     sweep::{Deadline, Sweep},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{
@@ -104,7 +104,7 @@ impl Proxy {
                 failure.into_response()
             }
         };
-        client.discard_interim();
+        client.settle_interim();
         if parts.version < Version::HTTP_2 {
             let closes = self.draining.get() || client.has_unread_body();
             if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -545,7 +545,7 @@ impl Journey<'_> {
             buffer,
             body,
             framing,
-            headers::expects_continue(&self.request.headers),
+            headers::expects_continue(self.request),
         );
         let limits = ExchangeLimits {
             response: self.route.settings.timeouts.response,

@@ -22,7 +22,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::scan::{DirectoryId, Files, Scan};
-use super::{Entry, Live, Update};
+use super::{Entry, Update};
+use crate::live::Live;
 use crate::route::Revision;
 
 /// A burst of events is over when there was none for this long.

@@ -5,13 +5,9 @@ pub mod etcd;
 pub mod publish;
 pub mod resolve;
 
-use std::{sync::Arc, time::Instant};
-
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::watch;
 
-use crate::route::{Revision, Table};
+use crate::route::Revision;
 
 /// One key as the source has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,58 +76,4 @@ pub enum Update {
         /// That revision.
         revision: Revision,
     },
-}
-
-/// The current table, and the news of each swap. One writer (the publisher), any number of cheap readers.
-pub struct Live {
-    /// The current table; loaded once per request.
-    pub table: ArcSwap<Table>,
-    /// The revision of the current table; `None` before the first one. Sent after the swap.
-    pub applied: watch::Sender<Option<Revision>>,
-    /// Which keys are rejected now, and why; replaced when it changes.
-    pub rejected: ArcSwap<Vec<Rejected>>,
-    /// The state of the source.
-    pub status: watch::Sender<Status>,
-}
-
-/// A key that is not in force as written.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Rejected {
-    /// The key, with what is not UTF-8 replaced.
-    pub key: String,
-    /// What is wrong and what to do.
-    pub reason: String,
-    /// The revision that brought it.
-    pub mod_revision: Revision,
-    /// Whether an earlier version of the key stays in force.
-    pub last_good_in_force: bool,
-}
-
-/// How the source is.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// `etcd` or `directory`.
-    pub kind: &'static str,
-    /// Whether changes would reach us now.
-    pub connected: bool,
-    /// The etcd endpoint or the directory in use.
-    pub location: String,
-    /// Since when changes would not have reached us; `None` while connected.
-    pub stale_since: Option<Instant>,
-    /// The newest revision the source is known to have.
-    pub observed: Option<Revision>,
-    /// Why the source is not connected, in words.
-    pub error: Option<String>,
-}
-
-impl Live {
-    /// No table yet: requests get 503, `/readyz` fails.
-    pub fn new(status: Status) -> Arc<Self> {
-        Arc::new(Self {
-            table: ArcSwap::from_pointee(Table::default()),
-            applied: watch::Sender::new(None),
-            rejected: ArcSwap::default(),
-            status: watch::Sender::new(status),
-        })
-    }
 }

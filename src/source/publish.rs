@@ -23,10 +23,11 @@ use self::{
     rejections::{Rejections, rejected},
 };
 use super::{
-    Change, Entry, Live, Rejected, Update,
+    Change, Entry, Update,
     resolve::{Answer, Names},
 };
 use crate::{
+    live::{Live, Rejected},
     route::{
         Revision, Route, RouteId, Table,
         entry::{self, Meaning},

@@ -17,8 +17,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use socket2::Socket;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use tracing::debug;
@@ -222,7 +223,12 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
                 None => close(proxy, client, io).await,
             }
         }
-        Some(Err(error)) => debug!(client = %client.address, %error, "connection ended"),
+        Some(Err(error)) => {
+            debug!(client = %client.address, %error, "connection ended");
+            if let Some(socket) = client.take_refused() {
+                close_refused(proxy, socket).await;
+            }
+        }
         None => {}
     }
 }
@@ -230,26 +236,43 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
 /// Ends our half, then waits a little for the client to end its own: a close with bytes unread would be a reset,
 /// and a reset may overtake the answer it follows.
 async fn close(proxy: &Rc<Proxy>, client: &Client, mut io: ClientIo) {
+    let lingers = !io.read_eof && (client.has_unread_body() || client.is_draining());
     let deadline = proxy.sweep.deadline();
     deadline.arm(LINGER);
     deadline
         .limit(async {
-            if io.shutdown().await.is_err()
-                || io.read_eof
-                || !(client.has_unread_body() || client.is_draining())
-            {
-                return;
-            }
-            let mut sink = [0; 4096];
-            let mut left = LINGER_BYTES;
-            while let Ok(n @ 1..) = io.read(&mut sink).await {
-                left = left.saturating_sub(n);
-                if left == 0 {
-                    return;
-                }
+            if io.shutdown().await.is_ok() && lingers {
+                read_out(&mut io).await;
             }
         })
         .await;
+}
+
+/// The same after an error that hyper answered, which keeps the stream: over a descriptor of our own.
+async fn close_refused(proxy: &Rc<Proxy>, socket: Socket) {
+    let Ok(mut stream) = TcpStream::from_std(socket.into()) else {
+        return;
+    };
+    let deadline = proxy.sweep.deadline();
+    deadline.arm(LINGER);
+    deadline
+        .limit(async {
+            if stream.shutdown().await.is_ok() {
+                read_out(&mut stream).await;
+            }
+        })
+        .await;
+}
+
+async fn read_out(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut sink = [0; 4096];
+    let mut left = LINGER_BYTES;
+    while let Ok(n @ 1..) = stream.read(&mut sink).await {
+        left = left.saturating_sub(n);
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 async fn serve_http2(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Client>, io: ClientIo) {

@@ -50,8 +50,6 @@ pub struct ClientIo {
     state: Rc<Client>,
     /// An interim head that is partly written: nothing may come between its bytes.
     interim: BytesMut,
-    /// All that was written is flushed: what is written next starts a message.
-    at_message_start: bool,
     pub(super) read_eof: bool,
 }
 
@@ -63,7 +61,6 @@ impl ClientIo {
             replay,
             state,
             interim: BytesMut::new(),
-            at_message_start: true,
             read_eof: false,
         }
     }
@@ -116,10 +113,21 @@ impl ClientIo {
         Poll::Ready(Ok(()))
     }
 
+    /// Before a write: interim heads go in front of the final one.
+    fn poll_begin_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_finish_interim(cx))?;
+        if self.state.is_at_message_start() {
+            self.interim = self.state.take_interim();
+            ready!(self.poll_finish_interim(cx))?;
+            self.state.writes();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// An error that hyper answers without asking us (a malformed or too large head) becomes one of ours: the
     /// same status, with `Proxy-Status`. `None` for everything else.
     fn amended_error(&self, first: &[u8]) -> Option<(usize, &'static [u8])> {
-        if !self.at_message_start || self.state.is_answering() {
+        if !self.state.is_at_message_start() || self.state.is_answering() {
             return None;
         }
         const ERRORS: [(&[u8], &[u8]); 3] = [
@@ -149,16 +157,17 @@ impl ClientIo {
         if let Some((replaced, ours)) = self.amended_error(buf) {
             // The rest of this small message follows in a later call; the head line goes through `interim`,
             // whose bytes are sure to leave first.
-            self.at_message_start = false;
-            self.state.leave_body_unread();
+            self.state.writes();
+            if let Ok(socket) = SockRef::from(self.stream.tcp()).try_clone() {
+                self.state.refused(socket);
+            }
             self.interim.extend_from_slice(ours);
             return match self.poll_finish_interim(cx) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                 Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(replaced)),
             };
         }
-        ready!(self.poll_finish_interim(cx))?;
-        self.at_message_start = false;
+        ready!(self.poll_begin_write(cx))?;
         let result = self.poll_raw_write(cx, buf);
         self.stamp_write(result)
     }
@@ -242,8 +251,7 @@ impl AsyncWrite for ClientIo {
             }
             return self.poll_message_write(cx, &flat[..filled]);
         }
-        ready!(self.poll_finish_interim(cx))?;
-        self.at_message_start = false;
+        ready!(self.poll_begin_write(cx))?;
         let result = match &mut self.stream {
             ClientStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             ClientStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
@@ -264,7 +272,6 @@ impl AsyncWrite for ClientIo {
         ready!(self.poll_finish_interim(cx))?;
         let result = self.poll_raw_flush(cx);
         ready!(self.stamp_write(result))?;
-        self.at_message_start = true;
         self.state.flushed();
         Poll::Ready(Ok(()))
     }

@@ -22,8 +22,8 @@ use tokio::sync::{oneshot, watch};
 use self::{thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
+    live::Live,
     proxy::{client::ClientLimits, forwarded::TrustedProxies},
-    source::Live,
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{dial::Deny, tls::UpstreamTls},
 };

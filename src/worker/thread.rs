@@ -19,12 +19,12 @@ use tracing::{error, warn};
 
 use super::{Accepting, Stage, connection, tls::TlsStore};
 use crate::{
+    live::Live,
     proxy::{
         Proxy,
         client::{Client, ClientLimits, Expiry},
         forwarded::TrustedProxies,
     },
-    source::Live,
     sweep::{Sweep, TICK},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{

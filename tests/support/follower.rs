@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use waypost::{
     config::EtcdConfig,
-    source::{Change, Live, Status, Update, etcd::Etcd},
+    live::{Live, Status},
+    source::{Change, Update, etcd::Etcd},
 };
 
 /// No wait in a test is longer.
@@ -117,6 +118,13 @@ impl Follower {
     pub async fn until_disconnected(&self) -> Status {
         self.until_status(|status| !status.connected && status.error.is_some())
             .await
+    }
+
+    /// Stops listening; the source must end by itself.
+    pub async fn hang_up(mut self) {
+        self.updates.close();
+        let ended = timeout(DEADLINE, &mut self.task).await;
+        assert!(matches!(ended, Ok(Ok(()))), "the source goes on: {ended:?}");
     }
 
     fn status(&self) -> Status {

@@ -164,9 +164,11 @@ impl Wire {
     }
 
     /// Closes by a reset.
-    pub fn reset(self) {
+    pub fn reset(&mut self) {
         let socket = self.socket.as_ref().expect("a TCP connection");
         socket.set_linger(Some(Duration::ZERO)).expect("a socket");
+        self.socket = None;
+        self.stream = Box::new(tokio::io::empty());
     }
 
     /// A small receive window, so that the other side notices when nobody reads.
@@ -208,6 +210,19 @@ impl Wire {
             self.fill().await?;
         }
         Ok(self.read.drain(..count).collect())
+    }
+
+    /// Reads past this many bytes.
+    pub async fn skip(&mut self, mut count: usize) -> Result<(), End> {
+        while count > 0 {
+            if self.read.is_empty() {
+                self.fill().await?;
+            }
+            let taken = count.min(self.read.len());
+            self.read.drain(..taken);
+            count -= taken;
+        }
+        Ok(())
     }
 
     /// Everything up to and with this text.

@@ -4,8 +4,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    live::Status,
     route::settings::Balance,
-    source::{Status, publish::Publisher, resolve::Names},
+    source::{publish::Publisher, resolve::Names},
     telemetry::metrics::Metrics,
 };
 

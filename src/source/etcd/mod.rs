@@ -28,7 +28,8 @@ use self::{
     retry::Retry,
     session::{Session, read_everything},
 };
-use super::{Entry, Live, Update};
+use super::{Entry, Update};
+use crate::live::Live;
 use crate::{config::EtcdConfig, route::Revision};
 
 /// Follows the keys below one prefix of an etcd cluster.

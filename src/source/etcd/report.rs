@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use tracing::{debug, info, warn};
 
 use super::{fault::Fault, identity::Reread};
-use crate::{route::Revision, source::Live};
+use crate::{live::Live, route::Revision};
 
 /// Tells, and remembers what was told.
 pub(super) struct Report {

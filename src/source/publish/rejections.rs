@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use tracing::warn;
 
-use super::super::{Entry, Live, Rejected};
+use super::super::Entry;
+use crate::live::{Live, Rejected};
 use crate::{route::Revision, telemetry::metrics::Metrics};
 
 /// How many are shown; further ones are counted.

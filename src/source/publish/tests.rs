@@ -2,9 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::{
-    route::settings::HostHeader,
-    source::{Status, resolve::Question},
-    upstream::Endpoint,
+    live::Status, route::settings::HostHeader, source::resolve::Question, upstream::Endpoint,
 };
 
 /// A running publisher, without etcd and without DNS.
