@@ -420,12 +420,9 @@ fn is_empty(directory: &Path) {
 
 /// The revision that `put` and `delete` print.
 fn revision_in(ended: &Ended) -> String {
-    let words = ended.stdout.split(|c: char| !c.is_ascii_digit());
-    words
-        .filter(|word| !word.is_empty())
-        .next_back()
-        .expect("a revision")
-        .to_owned()
+    let mut words = ended.stdout.split(|c: char| !c.is_ascii_digit());
+    let revision = words.rfind(|word| !word.is_empty());
+    revision.expect("a revision").to_owned()
 }
 
 async fn run(arguments: &[&str]) -> Ended {

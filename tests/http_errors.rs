@@ -424,7 +424,10 @@ async fn bodies_over_the_routes_limit_are_413() {
     let streamed = ask(waypost.address(), streamed).await;
     assert_explained(&streamed, 413, "http_request_error");
     // Of the streamed one the upstream may have seen the beginning, never the end.
-    let whole = origin.requests().into_iter().filter(|request| request.whole);
+    let whole = origin
+        .requests()
+        .into_iter()
+        .filter(|request| request.whole);
     assert_eq!(whole.count(), 2);
 }
 
