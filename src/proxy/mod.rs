@@ -1,10 +1,13 @@
-//! A request's way: look-up, pick, dial, exchange, answer. One instance per worker; nothing here crosses threads.
+//! A request's way: look-up, then its [`journey`] to an upstream, then the [`answer`]. One instance per worker;
+//! nothing here crosses threads.
 
+mod answer;
 pub mod body;
 pub mod client;
 pub mod error;
 pub mod forwarded;
 mod headers;
+mod journey;
 pub mod record;
 pub mod retry;
 mod target;
@@ -14,45 +17,29 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
-    time::Instant,
 };
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONNECTION, LOCATION, UPGRADE},
+    header::{CONNECTION, LOCATION},
     request::Parts,
 };
 use hyper::body::Incoming;
 
-use body::{ResponseBody, UpstreamBody};
+use body::ResponseBody;
 use client::{Client, ClientLimits};
 use error::Failure;
 use forwarded::{Scheme, Sender, TrustedProxies, forwarded_proto};
-use headers::UpstreamHead;
+use journey::Journey;
 use record::RequestRecord;
-use retry::Attempt;
-use smallvec::SmallVec;
 use target::Target;
-use upgrade::Upgraded;
 
 use crate::{
     live::Live,
     route::{Route, table::Miss},
-    sweep::{Deadline, Sweep},
+    sweep::Sweep,
     telemetry::{access_log::AccessLog, metrics::Metrics},
-    upstream::{
-        Upstream,
-        dial::Dialler,
-        http1::{
-            Connection, ExchangeLimits, StreamingBody,
-            body::{UploadLimits, UploadStall},
-            decoder::Decoder,
-            head::{Framing, MAX_FIELDS, ResponseHead},
-            upload::Upload,
-        },
-        pool::Pools,
-        request_body::RequestBody,
-    },
+    upstream::{dial::Dialler, http1::head::MAX_FIELDS, pool::Pools, request_body::RequestBody},
 };
 
 /// What every request of one worker needs.
@@ -79,10 +66,6 @@ pub struct Proxy {
     pub buffers: RefCell<Vec<Vec<u8>>>,
 }
 
-/// Attempts beyond the first that a request may cost, refused connects apart.
-const EXTRA_ATTEMPTS: u32 = 1;
-/// How many members a request tries while each refuses the connection.
-const MAX_REFUSALS: usize = 8;
 /// The most spare head buffers a worker keeps, and the largest it keeps.
 const SPARE_BUFFERS: usize = 256;
 const SPARE_BUFFER_SIZE: usize = 8 * 1024;
@@ -258,130 +241,6 @@ impl Proxy {
             .inc();
     }
 
-    /// The upstream's answer as the client gets it.
-    fn respond(
-        self: &Rc<Self>,
-        client: &Rc<Client>,
-        request: &Parts,
-        route: &Route,
-        answer: Answer,
-        request_deadline: Option<Deadline>,
-        record: &mut Box<RequestRecord>,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let Answer {
-            mut head,
-            connection,
-            upstream,
-            deadline,
-            unsent,
-            may_switch,
-        } = answer;
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            if !may_switch {
-                return Err(Failure::switched_unasked());
-            }
-            return self.switch(client, route, head, connection, deadline, record);
-        }
-        record.head(head.status);
-        let mut headers = std::mem::take(&mut head.headers);
-        if !route.settings.response_headers.is_empty() {
-            headers::apply(&route.settings.response_headers, &mut headers);
-        }
-        let whole = if unsent.is_none() {
-            connection.whole_body(head.framing)
-        } else {
-            None
-        };
-        let body = match whole {
-            Some(bytes) => {
-                if head.reusable {
-                    self.pools.put(&upstream, connection, head.keep_alive);
-                }
-                ResponseBody::full(bytes)
-            }
-            None => {
-                if unsent.is_some() && request.version < Version::HTTP_2 {
-                    client.leave_body_unread();
-                }
-                let decoder = Decoder::new(head.framing);
-                let unsent = unsent.map(|upload| {
-                    let stall = UploadStall {
-                        upstream: route.settings.timeouts.idle,
-                        client: self.limits.body,
-                    };
-                    (
-                        upload,
-                        UploadLimits {
-                            stall,
-                            deadline: self.sweep.deadline(),
-                        },
-                    )
-                });
-                let idle = route.settings.timeouts.idle;
-                // An HTTP/1.0 client gets a body of unknown length up to the close: only a reset can tell a cut.
-                let cut_needs_reset = request.version == Version::HTTP_10
-                    && !matches!(head.framing, Framing::Length(_));
-                ResponseBody::upstream(UpstreamBody {
-                    body: StreamingBody::new(
-                        connection,
-                        decoder,
-                        head.reusable,
-                        idle,
-                        deadline,
-                        unsent,
-                    ),
-                    upstream,
-                    proxy: self.clone(),
-                    keep_alive: head.keep_alive,
-                    request_deadline,
-                    cut_needs_reset,
-                    client: client.clone(),
-                })
-            }
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        // Never the upstream's own version: hyper would echo a 1.0, and drop lengthless bodies for others.
-        *response.version_mut() = Version::HTTP_11;
-        *response.headers_mut() = headers;
-        Ok(response)
-    }
-
-    /// A 101 takes the connection over, if it is to what was asked for.
-    fn switch(
-        &self,
-        client: &Rc<Client>,
-        route: &Route,
-        head: ResponseHead,
-        connection: Connection,
-        deadline: Deadline,
-        record: &mut Box<RequestRecord>,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let upgrade = head
-            .upgrade
-            .filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let Some((upgrade, (transport, read))) = upgrade.zip(connection.into_stream()) else {
-            return Err(Failure::switched_unasked());
-        };
-        record.head(head.status);
-        let mut response = Response::new(ResponseBody::empty());
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        headers::apply(&route.settings.response_headers, response.headers_mut());
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert(UPGRADE, upgrade);
-        client.upgrade(Upgraded {
-            transport,
-            read: read.freeze(),
-            idle: route.settings.timeouts.idle,
-            deadline,
-            record: None,
-        });
-        Ok(response)
-    }
-
     fn take_buffer(&self) -> Vec<u8> {
         self.buffers
             .borrow_mut()
@@ -393,237 +252,6 @@ impl Proxy {
         let mut buffers = self.buffers.borrow_mut();
         if buffers.len() < SPARE_BUFFERS && buffer.capacity() <= SPARE_BUFFER_SIZE {
             buffers.push(buffer);
-        }
-    }
-}
-
-/// A response head, and what comes with it.
-struct Answer {
-    head: ResponseHead,
-    connection: Connection,
-    upstream: Arc<Upstream>,
-    deadline: Deadline,
-    /// What of the request was still to be sent.
-    unsent: Option<Upload>,
-    /// The upstream was asked for a WebSocket.
-    may_switch: bool,
-}
-
-/// Where an attempt takes its connection from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum From {
-    /// An idle one, if there is one.
-    Pool,
-    /// A new one: what broke a pooled connection broke its siblings too.
-    Dial,
-}
-
-/// An attempt without a response head.
-struct Failed {
-    failure: Failure,
-    may_repeat: bool,
-    body: RequestBody,
-    at: FailedAt,
-}
-
-enum FailedAt {
-    Connecting,
-    PooledConnection,
-    FreshConnection,
-}
-
-/// One request on its way to some upstream of its route.
-struct Journey<'r> {
-    proxy: &'r Rc<Proxy>,
-    client: &'r Rc<Client>,
-    request: &'r Parts,
-    target: &'r Target<'r>,
-    route: &'r Route,
-    path: headers::Path<'r>,
-    sender: Sender,
-    scheme: Scheme,
-    wants_upgrade: bool,
-}
-
-impl Journey<'_> {
-    /// Tries members until one answers, or trying on would not be safe or of use.
-    async fn run(
-        &self,
-        mut body: RequestBody,
-        record: &mut RequestRecord,
-    ) -> Result<Answer, Failure> {
-        let proxy = self.proxy;
-        let deadline = proxy.sweep.deadline();
-        let mut tried: SmallVec<[usize; 4]> = SmallVec::new();
-        let mut extra = EXTRA_ATTEMPTS;
-        let mut index = self.route.pick(&tried).ok_or_else(|| self.nobody())?;
-        let mut from = From::Pool;
-        loop {
-            let upstream = &self.route.members[index].upstream;
-            record.upstream = Some(upstream.clone());
-            let failed = match self.attempt(upstream, from, body, &deadline, record).await {
-                Ok((head, connection, unsent)) => {
-                    return Ok(Answer {
-                        head,
-                        connection,
-                        upstream: upstream.clone(),
-                        deadline,
-                        unsent,
-                        may_switch: self.wants_upgrade,
-                    });
-                }
-                Err(failed) => failed,
-            };
-            upstream.metrics.failures.inc();
-            if !failed.may_repeat {
-                return Err(failed.failure);
-            }
-            body = failed.body;
-            (index, from) = match failed.at {
-                // The upstream closed it as we took it: a fresh connection is as good as any, and costs no attempt.
-                FailedAt::PooledConnection => (index, From::Dial),
-                FailedAt::Connecting => {
-                    tried.push(index);
-                    match self.route.pick(&tried) {
-                        Some(other) if tried.len() < MAX_REFUSALS => (other, From::Pool),
-                        _ => return Err(failed.failure),
-                    }
-                }
-                FailedAt::FreshConnection if extra > 0 => {
-                    extra -= 1;
-                    tried.push(index);
-                    self.route
-                        .pick(&tried)
-                        .map_or((index, From::Dial), |other| (other, From::Pool))
-                }
-                FailedAt::FreshConnection => return Err(failed.failure),
-            };
-            record.retries += 1;
-            proxy.metrics.data_plane.retries.inc();
-        }
-    }
-
-    /// One attempt at one upstream: the head of its answer, or what may be done about its absence.
-    async fn attempt(
-        &self,
-        upstream: &Arc<Upstream>,
-        from: From,
-        body: RequestBody,
-        deadline: &Deadline,
-        record: &mut RequestRecord,
-    ) -> Result<(ResponseHead, Connection, Option<Upload>), Failed> {
-        let proxy = self.proxy;
-        let pooled = match from {
-            From::Pool => proxy.pools.take(upstream),
-            From::Dial => None,
-        };
-        let (connection, at) = match pooled {
-            Some(connection) => (connection, FailedAt::PooledConnection),
-            None => match self.dial(upstream, deadline, record).await {
-                Ok(connection) => (connection, FailedAt::FreshConnection),
-                Err(failure) => {
-                    let may_repeat = retry::is_safe(&self.request.method, Attempt::Dial);
-                    return Err(Failed {
-                        failure,
-                        may_repeat,
-                        body,
-                        at: FailedAt::Connecting,
-                    });
-                }
-            },
-        };
-
-        upstream.metrics.requests.inc();
-        let mut buffer = proxy.take_buffer();
-        let framing = self.head(upstream, body.length()).write(&mut buffer);
-        let mut upload = Upload::new(
-            buffer,
-            body,
-            framing,
-            headers::expects_continue(self.request),
-        );
-        let limits = ExchangeLimits {
-            response: self.route.settings.timeouts.response,
-            idle: self.route.settings.timeouts.idle,
-            client_body: proxy.limits.body,
-        };
-        let relay = |head: &ResponseHead| {
-            if self.request.version == Version::HTTP_11 {
-                self.client
-                    .send_interim(&headers::interim_head(head.status, &head.headers));
-            }
-        };
-        match connection
-            .exchange(&mut upload, &self.request.method, &limits, deadline, relay)
-            .await
-        {
-            Ok(head) if upload.is_done() => {
-                proxy.give_buffer(upload.into_parts().0);
-                Ok((head, connection, None))
-            }
-            Ok(head) => Ok((head, connection, Some(upload))),
-            Err(error) => {
-                let attempt = Attempt::Exchange {
-                    error: &error,
-                    written: upload.written(),
-                    body_untouched: upload.is_body_untouched(),
-                };
-                let may_repeat = retry::is_safe(&self.request.method, attempt);
-                let (buffer, body) = upload.into_parts();
-                proxy.give_buffer(buffer);
-                Err(Failed {
-                    failure: Failure::exchange(&error, &upstream.name),
-                    may_repeat,
-                    body,
-                    at,
-                })
-            }
-        }
-    }
-
-    fn nobody(&self) -> Failure {
-        Failure::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "destination_unavailable",
-            format!(
-                "route {} has no upstream that takes requests",
-                self.route.name
-            ),
-        )
-    }
-
-    async fn dial(
-        &self,
-        upstream: &Upstream,
-        deadline: &Deadline,
-        record: &mut RequestRecord,
-    ) -> Result<Connection, Failure> {
-        let begun = Instant::now();
-        deadline.arm(self.route.settings.timeouts.connect);
-        let dialled = deadline.limit(self.proxy.dialler.dial(upstream)).await;
-        deadline.disarm();
-        match dialled {
-            Some(Ok(connection)) => {
-                record.connected(begun);
-                Ok(connection)
-            }
-            Some(Err(error)) => Err(Failure::dial(&error, &upstream.name)),
-            None => Err(Failure::connect_timeout(&upstream.name)),
-        }
-    }
-
-    fn head<'u>(&'u self, upstream: &'u Upstream, length: Option<u64>) -> UpstreamHead<'u> {
-        UpstreamHead {
-            request: self.request,
-            target: self.target,
-            path: self.path,
-            settings: &self.route.settings,
-            upstream,
-            client: &self.client.address_text,
-            sender: self.sender,
-            scheme: self.scheme,
-            length,
-            upgrade: self.wants_upgrade,
         }
     }
 }
