@@ -92,6 +92,7 @@ impl Bench {
     fn rejected(&self) -> Vec<(String, bool)> {
         let rejected = self.live.rejected.load();
         rejected
+            .shown
             .iter()
             .map(|rejected| (rejected.key.clone(), rejected.last_good_in_force))
             .collect()
@@ -208,6 +209,33 @@ async fn a_rejected_key_keeps_its_last_good_version() {
     assert_eq!(bench.metrics.control_plane.rejected_keys.get(), 0);
     assert!(bench.route("a.example", "/").is_none());
     assert!(bench.route("c.example", "/").is_some());
+}
+
+#[tokio::test]
+async fn of_very_many_rejected_keys_the_first_are_shown_and_all_are_counted() {
+    let bench = Bench::start();
+    let keys: Vec<_> = (0..rejections::SHOWN + 5)
+        .map(|number| format!("h{number}/no-upstream"))
+        .collect();
+    let entries: Vec<_> = keys.iter().map(|key| (&**key, "", 1)).collect();
+    bench.snapshot(1, &entries).await;
+    let rejected = bench.live.rejected.load();
+    assert_eq!(rejected.shown.len(), rejections::SHOWN);
+    assert_eq!(rejected.total, rejections::SHOWN + 5);
+}
+
+/// Both are shown in logs, in JSON and in terminals.
+#[tokio::test]
+async fn a_hostile_key_makes_no_endless_reason_and_no_control_characters() {
+    let bench = Bench::start();
+    let value = format!("{{\"{}\": 1}}", "\\n\\u001b[2J".repeat(5_000));
+    bench
+        .snapshot(1, &[("a.example/10.0.0.1:80", &value, 1)])
+        .await;
+    let rejected = bench.live.rejected.load();
+    let reason = &rejected.shown[0].reason;
+    assert!(reason.len() < 2_000, "{} bytes", reason.len());
+    assert!(!reason.contains(char::is_control), "{reason:?}");
 }
 
 #[tokio::test]
