@@ -99,7 +99,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> 
         hosts: counts.hosts,
         routes: counts.routes,
         members: counts.members,
-        rejected_keys: admin.live.rejected.load().len(),
+        rejected_keys: admin.live.rejected.load().total,
     })
 }
 
@@ -213,8 +213,8 @@ pub(super) async fn rejected(
     let limit = query.limit.unwrap_or(LARGEST_PAGE);
     let rejected = admin.live.rejected.load_full();
     Ok(Json(RejectedPage {
-        total: rejected.len(),
-        rejected: rejected.iter().take(limit).cloned().collect(),
+        total: rejected.total,
+        rejected: rejected.shown.iter().take(limit).cloned().collect(),
     }))
 }
 

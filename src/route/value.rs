@@ -1,6 +1,6 @@
 //! The value of an upstream's key: nothing, any text (both mean "defaults"), or a JSON object of options.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -111,7 +111,7 @@ impl<'de> Deserialize<'de> for Weight {
 )]
 enum WrittenTls {
     Switch(bool),
-    Options(WrittenTlsOptions),
+    Options(#[serde(deserialize_with = "object")] WrittenTlsOptions),
 }
 
 #[derive(Deserialize)]
@@ -204,6 +204,60 @@ pub(super) fn from_json<'de, T: Deserialize<'de>>(value: &'de [u8]) -> Result<T,
     })
 }
 
+/// An object and nothing else: serde takes an array for a struct too, its items for the fields in their order.
+pub(super) fn object<'de, D, T>(json: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    json.deserialize_map(ObjectVisitor(PhantomData))
+}
+
+/// The same, or `null`.
+pub(super) fn optional_object<'de, D, T>(json: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    json.deserialize_option(OptionalObjectVisitor(PhantomData))
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> de::Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(de::value::MapAccessDeserializer::new(map))
+    }
+}
+
+struct OptionalObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> de::Visitor<'de> for OptionalObjectVisitor<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, json: D) -> Result<Option<T>, D::Error> {
+        object(json).map(Some)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +329,11 @@ mod tests {
             (r#"{"wieght": 5}"#, "unknown field `wieght`"),
             (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
             (r#"{"tls": 5}"#, "tls: expected true, false"),
+            (r#"{"tls": []}"#, "tls: expected true, false"),
+            (
+                r#"{"tls": [null, null, true]}"#,
+                "tls: expected true, false",
+            ),
             (
                 r#"{"tls": {"sni": "a b"}}"#,
                 "tls.sni: \"a b\" is no host name",

@@ -205,7 +205,7 @@ impl Publisher {
         };
         let mod_revision = entry.mod_revision;
         let known = draft.mod_revision(text);
-        if origin == Origin::Stream && known.max(rejected_at) > Some(mod_revision) {
+        if is_seen(origin, rejected_at.or(known), mod_revision) {
             return;
         }
         let is_change = match entry::meaning(key, &entry.value) {
@@ -242,15 +242,17 @@ impl Publisher {
     }
 
     fn delete(&mut self, raw_key: &Bytes, mod_revision: Revision, origin: Origin) {
-        let is_seen = |known: Option<Revision>| {
-            origin == Origin::Stream && known.is_some_and(|known| known > mod_revision)
-        };
-        if is_seen(self.rejections.mod_revision(raw_key)) {
+        let rejected_at = self.rejections.mod_revision(raw_key);
+        if is_seen(origin, rejected_at, mod_revision) {
             return;
         }
         if let Ok(key) = key::parse(&self.prefix, raw_key)
             && let Some((text, draft)) = self.open(&key, raw_key)
-            && !is_seen(draft.mod_revision(text))
+            && !is_seen(
+                origin,
+                rejected_at.or(draft.mod_revision(text)),
+                mod_revision,
+            )
             && draft.delete(text)
         {
             debug!(key = text, mod_revision, "key deleted");
@@ -277,6 +279,10 @@ impl Publisher {
 
     fn build_drafts(&mut self) {
         let mut drafts = std::mem::take(&mut self.drafts);
+        // All of them first: a name that moves from one route to another is in use throughout.
+        for draft in drafts.values().filter(|draft| draft.is_changed()) {
+            self.names.take_up(draft);
+        }
         for (_, draft) in drafts.drain() {
             if draft.is_changed() {
                 self.build(draft);
@@ -288,7 +294,7 @@ impl Publisher {
 
     fn build(&mut self, draft: Draft) {
         let id = draft.id().clone();
-        self.names.follow(&draft);
+        self.names.let_go(&draft);
         let names = &self.names;
         let route = draft.build(&mut Workshop {
             registry: &mut self.registry,
@@ -343,6 +349,12 @@ fn open<'d>(drafts: &'d mut HashMap<RouteId, Draft>, table: &Table, id: &RouteId
     drafts
         .entry(id.clone())
         .or_insert_with(|| Draft::open(id.clone(), table.route(id)))
+}
+
+/// Whether a change is older than what is known of its key. A rejected version is newer than the one in force, which
+/// may even be of another history and have a higher revision: so where there is one, `known` is its revision.
+fn is_seen(origin: Origin, known: Option<Revision>, mod_revision: Revision) -> bool {
+    origin == Origin::Stream && known.is_some_and(|known| known > mod_revision)
 }
 
 fn keys_of(route: &Route) -> impl Iterator<Item = &Arc<str>> {

@@ -66,24 +66,9 @@ impl NameUses {
         changed.into_iter().flatten()
     }
 
-    /// Asks for the names a route has got, and lets go of those it had.
-    pub(super) fn follow(&mut self, draft: &Draft) {
-        let names = draft.names();
-        let former = draft.before().map(|route| names_of(route));
-        for name in former.into_iter().flatten() {
-            if names.contains(&*name) {
-                continue;
-            }
-            let Some(name_use) = self.uses.get_mut(&*name) else {
-                continue;
-            };
-            name_use.routes.remove(draft.id());
-            if name_use.routes.is_empty() {
-                self.uses.remove(&*name);
-                self.names.forget(&name);
-            }
-        }
-        for name in names {
+    /// Asks for the names a route has got.
+    pub(super) fn take_up(&mut self, draft: &Draft) {
+        for name in draft.names() {
             if !self.uses.contains_key(name) {
                 let name: Arc<str> = name.into();
                 self.names.watch(name.clone());
@@ -91,6 +76,24 @@ impl NameUses {
             }
             if let Some(name_use) = self.uses.get_mut(name) {
                 name_use.routes.insert(draft.id().clone());
+            }
+        }
+    }
+
+    /// Lets go of the names a route had and has no more.
+    pub(super) fn let_go(&mut self, draft: &Draft) {
+        let Some(former) = draft.before().map(|route| names_of(route)) else {
+            return;
+        };
+        let names = draft.names();
+        for name in former.iter().filter(|name| !names.contains(&***name)) {
+            let Some(name_use) = self.uses.get_mut(&**name) else {
+                continue;
+            };
+            name_use.routes.remove(draft.id());
+            if name_use.routes.is_empty() {
+                self.uses.remove(&**name);
+                self.names.forget(name);
             }
         }
     }
