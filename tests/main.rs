@@ -1,7 +1,9 @@
 //! Every integration test, in one binary: files by behaviour, `support` starts what they need.
 
 mod access_log;
+mod admin_api;
 mod certificates;
+mod commands;
 mod directory_live;
 mod etcd_access;
 mod etcd_faults;

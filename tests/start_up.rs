@@ -149,6 +149,10 @@ async fn bad_flags_are_usage_errors_that_name_the_flag() {
         ("--upstream-deny", "10.0.0.0/33", &["10.0.0.0/33"]),
         ("--snapshot", "file", &["not supported yet"]),
         ("--etcd", "ftp://127.0.0.1:1", &["ftp"]),
+        ("--prefix", "/", &["/hosts/"]),
+        ("--prefix", "a//b", &["a//b"]),
+        ("--etcd-key", "file", &["--etcd-cert"]),
+        ("--etcd-user", "root", &["--etcd-password-file"]),
         ("--speed", "11", &["--speed"]),
     ] {
         let ended = waypost(&["serve", flag, value]).await;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use http::Uri;
 
 pub use self::args::EtcdArgs;
-use super::CertificateFiles;
+use super::{CertificateFiles, Usage};
 
 /// `--etcd*`.
 #[derive(Clone, Debug)]
@@ -56,17 +56,19 @@ impl std::fmt::Debug for Password {
 ///
 /// # Errors
 ///
-/// An empty prefix, `/`, and one with an empty segment.
+/// [`Usage`]: an empty prefix, `/`, and one with an empty segment.
 pub fn normalise_prefix(prefix: &str) -> Result<String> {
     let segments = prefix.trim_matches('/');
-    ensure!(
-        !segments.is_empty(),
-        "--prefix {prefix:?} would take every key of the cluster for a route: name a prefix, such as /hosts/"
-    );
-    ensure!(
-        !segments.contains("//"),
-        "--prefix {prefix:?} has an empty segment: write single slashes, as in /hosts/"
-    );
+    if segments.is_empty() {
+        return Err(Usage::error(&format!(
+            "--prefix {prefix:?} would take every key of the cluster for a route: name a prefix, such as /hosts/"
+        )));
+    }
+    if segments.contains("//") {
+        return Err(Usage::error(&format!(
+            "--prefix {prefix:?} has an empty segment: write single slashes, as in /hosts/"
+        )));
+    }
     Ok(format!("/{segments}/"))
 }
 

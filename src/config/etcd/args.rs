@@ -1,12 +1,12 @@
 //! The etcd flags, and what they mean together with the `ETCDCTL_*` variables and the defaults.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    CertificateFiles, EtcdConfig, EtcdUser, Password, is_https, normalise_endpoint,
+    super::Usage, CertificateFiles, EtcdConfig, EtcdUser, Password, is_https, normalise_endpoint,
     normalise_prefix,
 };
 
@@ -113,7 +113,15 @@ impl EtcdArgs {
     ///
     /// Names the flag that is wrong and what to write instead.
     pub fn resolve(&self) -> Result<(EtcdConfig, String)> {
-        self.resolve_with(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        let resolved =
+            self.resolve_with(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        // All but a file that can't be read is a mistake on the command line.
+        resolved.map_err(
+            |error| match error.chain().any(|cause| cause.is::<io::Error>()) {
+                true => error,
+                false => Usage::error(&format!("{error:#}")),
+            },
+        )
     }
 
     fn resolve_with(&self, env: impl Fn(&str) -> Option<String>) -> Result<(EtcdConfig, String)> {

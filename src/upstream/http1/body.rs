@@ -12,7 +12,7 @@ use http::HeaderMap;
 use thiserror::Error;
 
 use super::{
-    BODY_READ, Connection, HEAD_READ,
+    Connection,
     decoder::{Decoder, MalformedBody, Piece},
     upload::{Upload, WaitsFor},
 };
@@ -143,13 +143,7 @@ impl StreamingBody {
                 Piece::End => return Poll::Ready(Ok(None)),
                 Piece::NeedMore => {}
             }
-            let wanted = match self.decoder.wanted() {
-                0 => HEAD_READ,
-                wanted => usize::try_from(wanted)
-                    .unwrap_or(usize::MAX)
-                    .clamp(HEAD_READ, BODY_READ),
-            };
-            match wire.poll_fill(wanted, cx) {
+            match wire.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => self.waiting = false,
                 Poll::Ready(Ok(_)) if self.decoder == Decoder::Close => {
                     self.decoder = Decoder::Done;

@@ -62,15 +62,6 @@ impl Decoder {
         self == Self::Done
     }
 
-    /// How many bytes of data are sure to come before any framing: what a read may ask for.
-    pub fn wanted(self) -> u64 {
-        match self {
-            Self::Length(left) | Self::ChunkData(left) => left,
-            Self::Close => u64::MAX,
-            Self::ChunkSize | Self::ChunkEnd | Self::Trailers | Self::Done => 0,
-        }
-    }
-
     /// Takes the next piece off the front of `buffer`.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Piece, MalformedBody> {
         loop {

@@ -31,10 +31,10 @@ use upload::{Upload, UploadError, WaitsFor};
 use super::{request_body::RequestBodyError, transport::Transport};
 use crate::sweep::Deadline;
 
-/// What a read asks for while a head is expected.
-const HEAD_READ: usize = 8 * 1024;
-/// What a read asks for in the middle of a large body.
-const BODY_READ: usize = 64 * 1024;
+/// What a read asks for at least: a head and a small body.
+const LEAST_READ: usize = 8 * 1024;
+/// What a read asks for at most.
+const MOST_READ: usize = 64 * 1024;
 /// How many interim responses one request may get.
 const MAX_INTERIM: usize = 16;
 /// How long a body announced with `Expect: 100-continue` waits for the upstream's word (RFC 9110 section 10.1.1).
@@ -49,6 +49,9 @@ pub struct Connection(Rc<RefCell<Wire>>);
 struct Wire {
     transport: Transport,
     read: BytesMut,
+    /// What the next read asks for. Grows when a read fills its room and shrinks when it stays far below, so that a
+    /// response which fits comes in one system call, head and body together.
+    ask: usize,
 }
 
 /// How long the upstream, and the client's body, may take.
@@ -91,6 +94,7 @@ impl Connection {
         Self(Rc::new(RefCell::new(Wire {
             transport,
             read: BytesMut::new(),
+            ask: LEAST_READ,
         })))
     }
 
@@ -242,7 +246,7 @@ impl Wire {
                 return Poll::Ready(Ok(head));
             }
             debug_assert!(self.read.len() < MAX_HEAD);
-            match ready!(self.poll_fill(HEAD_READ, cx)) {
+            match ready!(self.poll_fill(cx)) {
                 Ok(0) if !self.read.is_empty() => {
                     return Poll::Ready(Err(ExchangeError::Incomplete));
                 }
@@ -253,12 +257,24 @@ impl Wire {
         }
     }
 
-    /// Reads once, into room for about `wanted` bytes.
-    fn poll_fill(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read.capacity() - self.read.len() < wanted {
-            self.read.reserve(wanted);
+    /// Reads once.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // Room that is left of a buffer is used up first: pieces still being written to the client keep all of it.
+        if self.read.capacity() - self.read.len() < (self.ask / 4).max(LEAST_READ) {
+            self.read.reserve(self.ask);
         }
-        poll_read_buf(Pin::new(&mut self.transport), cx, &mut self.read)
+        let room = self.read.capacity() - self.read.len();
+        let n = ready!(poll_read_buf(
+            Pin::new(&mut self.transport),
+            cx,
+            &mut self.read
+        ))?;
+        if n == room {
+            self.ask = (self.ask * 2).min(MOST_READ);
+        } else if n < self.ask / 8 {
+            self.ask = (self.ask / 2).max(LEAST_READ);
+        }
+        Poll::Ready(Ok(n))
     }
 }
 

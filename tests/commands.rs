@@ -1,0 +1,430 @@
+//! Every command as a user runs it: what it prints, and how it exits.
+
+use std::{fs, path::Path, time::Duration};
+
+use tokio::process::Child;
+
+use crate::support::{
+    etcd::EtcdCluster,
+    load::{Client, ask},
+    sample::Sample,
+    waypost::{self, DEADLINE, Ended, Lines, Waypost, eventually, write},
+};
+
+#[tokio::test]
+async fn every_command_has_help_with_examples() {
+    let help = run(&["--help"]).await;
+    assert_eq!((help.code, &*help.stderr), (Some(0), ""));
+    let commands = help.stdout.split("Commands:\n").nth(1).expect("commands");
+    let commands: Vec<_> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|name| !name.is_empty())
+        .filter(|name| *name != "help")
+        .collect();
+    for name in "serve demo check routes explain put delete wait healthcheck version".split(' ') {
+        assert!(commands.contains(&name), "{name} is not in {commands:?}");
+    }
+    for command in commands {
+        for arguments in [[command, "--help"], ["help", command]] {
+            let help = run(&arguments).await;
+            assert_eq!((help.code, &*help.stderr), (Some(0), ""), "{command}");
+            let examples = help.stdout.split("Examples:").nth(1).expect(command);
+            assert!(
+                examples.contains(&format!("waypost {command}")),
+                "{command}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_usage_exits_2_and_says_what_is_wrong() {
+    for (arguments, word) in [
+        (&[][..], "Usage"),
+        (&["fly"], "fly"),
+        (&["put", "a.test"], "UPSTREAM"),
+        (&["wait", "soon"], "soon"),
+        (&["wait", "1", "--timeout", "5"], "--timeout"),
+        (&["routes", "--colour"], "--colour"),
+        (&["version", "now"], "now"),
+        (&["check", "--hosts-dir", "a", "--file", "b"], "--file"),
+    ] {
+        let ended = run(arguments).await;
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+        assert!(
+            ended.stderr.contains(word),
+            "{arguments:?}: {}",
+            ended.stderr
+        );
+        assert_eq!(ended.stdout, "", "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn version_is_one_line() {
+    let version = concat!("waypost ", env!("CARGO_PKG_VERSION"), "\n");
+    for arguments in [["version"], ["--version"]] {
+        let ended = run(&arguments).await;
+        assert_eq!((ended.code, &*ended.stdout), (Some(0), version));
+    }
+}
+
+#[tokio::test]
+async fn check_judges_a_directory_a_file_and_live_etcd() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    write(
+        &directory.path().join("good/a.test/10.0.0.1:80"),
+        r#"{"weight": 2}"#,
+    );
+    write(
+        &directory.path().join("good/a.test/@settings"),
+        r#"{"balance": "random"}"#,
+    );
+    write(
+        &directory.path().join("bad/a.test/10.0.0.1:80"),
+        r#"{"weight": -2}"#,
+    );
+    write(&directory.path().join("bad/a.test/nonsense"), "");
+    write(
+        &directory.path().join("bad/b.test/@settings"),
+        r#"{"sticky": {"cookie": "x"}}"#,
+    );
+    let good = run(&["check", "--hosts-dir", &at("good")]).await;
+    assert_eq!(
+        (good.code, &*good.stdout),
+        (Some(0), "2 keys checked, no problems\n")
+    );
+    let bad = run(&["check", "--hosts-dir", &at("bad")]).await;
+    assert_eq!(bad.code, Some(1), "{bad:?}");
+    for words in [
+        ["/hosts/a.test/10.0.0.1:80: ", "weight"],
+        ["/hosts/a.test/nonsense: ", "upstream"],
+        ["/hosts/b.test/@settings: ", "not supported yet"],
+        ["3 keys checked", "3 problems"],
+    ] {
+        let has_both = |line: &str| words.iter().all(|word| line.contains(word));
+        assert!(
+            bad.stdout.lines().any(has_both),
+            "{words:?} is not in {}",
+            bad.stdout
+        );
+    }
+    let missing = run(&["check", "--hosts-dir", &at("missing")]).await;
+    assert_eq!(missing.code, Some(1));
+    assert!(missing.stderr.contains("missing"), "{}", missing.stderr);
+
+    fs::write(at("dump"), "/hosts/a.test/10.0.0.1:80\n{\"weight\": -2}\n").unwrap();
+    let file = run(&["check", "--file", &at("dump")]).await;
+    assert_eq!(file.code, Some(1));
+    assert!(file.stdout.contains("weight"), "{}", file.stdout);
+
+    let mut etcd = EtcdCluster::start(1).await;
+    let endpoint = etcd.endpoints()[0].clone();
+    etcd.put("/hosts/a.test/10.0.0.1:80", "").await;
+    let good = run(&["check", "--etcd", &endpoint]).await;
+    assert_eq!(
+        (good.code, &*good.stdout),
+        (Some(0), "1 key checked, no problems\n")
+    );
+    etcd.put("/hosts/a.test/nonsense", "").await;
+    let bad = run(&["check", "--etcd", &endpoint]).await;
+    assert_eq!(bad.code, Some(1));
+    assert!(
+        bad.stdout.contains("/hosts/a.test/nonsense: "),
+        "{}",
+        bad.stdout
+    );
+    etcd.kill(0);
+    let gone = run(&["check", "--etcd", &endpoint]).await;
+    assert_eq!(gone.code, Some(1));
+    assert!(gone.stderr.contains(&endpoint), "{}", gone.stderr);
+}
+
+#[tokio::test]
+async fn put_and_delete_change_what_an_instance_serves() {
+    let etcd = EtcdCluster::start(1).await;
+    let waypost = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let (endpoint, admin) = (etcd.endpoints()[0].clone(), waypost.admin().to_string());
+    let sample = Sample::start().await;
+    let (upstream, etcd_flag) = (sample.to_string(), ["--etcd", &*endpoint]);
+
+    let words = ["put", "A.test/api", &upstream, r#"{"weight": 2}"#];
+    let put = run(&[&words, &etcd_flag[..]].concat()).await;
+    assert_eq!(put.code, Some(0), "{put:?}");
+    let wait = run(&["wait", &revision_in(&put), "--admin", &admin]).await;
+    assert_eq!(wait.code, Some(0), "{wait:?}");
+    assert_eq!(ask(waypost.address(), "a.test", "/api").await.status(), 200);
+
+    let routes = run(&["routes", "--admin", &admin]).await;
+    assert_eq!(routes.code, Some(0), "{routes:?}");
+    let row = format!("a.test/api  round-robin  {upstream} x2\n");
+    assert!(routes.stdout.ends_with(&row), "{}", routes.stdout);
+    let json = run(&["routes", "--json", "--admin", &admin]).await;
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("a line of JSON");
+    assert_eq!(json["members"][0]["upstream"], *upstream);
+
+    let explained = run(&["explain", "http://a.test/api/x?y", "--admin", &admin]).await;
+    assert_eq!(explained.code, Some(0), "{explained:?}");
+    for word in ["a.test/api", &upstream, "/api/x?y"] {
+        assert!(
+            explained.stdout.contains(word),
+            "{word}: {}",
+            explained.stdout
+        );
+    }
+    let unknown = run(&["explain", "http://b.test/", "--admin", &admin]).await;
+    assert!(
+        unknown.stdout.contains("404") && unknown.stdout.contains("b.test"),
+        "{unknown:?}"
+    );
+    let nonsense = run(&["explain", "ftp://b.test/", "--admin", &admin]).await;
+    assert_eq!(nonsense.code, Some(1));
+    assert!(nonsense.stderr.contains("ftp"), "{}", nonsense.stderr);
+
+    let deleted = run(&[&["delete", "a.test/api", &upstream], &etcd_flag[..]].concat()).await;
+    assert_eq!(deleted.code, Some(0), "{deleted:?}");
+    waypost
+        .reached(revision_in(&deleted).parse().unwrap())
+        .await;
+    assert_eq!(ask(waypost.address(), "a.test", "/api").await.status(), 404);
+    let again = run(&[&["delete", "a.test/api", &upstream], &etcd_flag[..]].concat()).await;
+    assert_eq!(again.code, Some(1), "{again:?}");
+    let empty = run(&["routes", "--admin", &admin]).await;
+    assert_eq!((empty.code, &*empty.stderr), (Some(0), "no routes\n"));
+
+    let late = run(&["wait", "99999", "--timeout", "200ms", "--admin", &admin]).await;
+    assert_eq!(late.code, Some(1));
+    assert!(
+        late.stderr.contains("99999") && late.stderr.contains(&admin),
+        "{}",
+        late.stderr
+    );
+    for bad in [
+        &["put", "a.test", "b:80", r#"{"weight": -1}"#][..],
+        &["put", "a.test", "b:99999"],
+        &["put", "a.test", "b"],
+    ] {
+        let ended = run(&[bad, &etcd_flag].concat()).await;
+        assert!(matches!(ended.code, Some(1 | 2)), "{bad:?}: {ended:?}");
+        assert!(!ended.stderr.is_empty(), "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn commands_that_find_nobody_say_whom_they_asked() {
+    for arguments in [
+        &["routes"][..],
+        &["explain", "http://a.test/"],
+        &["healthcheck"],
+        &["wait", "1", "--timeout", "100ms"],
+    ] {
+        let ended = run(&[arguments, &["--admin", "127.0.0.1:1"]].concat()).await;
+        assert_eq!(ended.code, Some(1), "{arguments:?}: {ended:?}");
+        assert!(
+            ended.stderr.contains("127.0.0.1:1"),
+            "{arguments:?}: {}",
+            ended.stderr
+        );
+    }
+    let put = run(&["put", "a.test", "b:80", "--etcd", "http://127.0.0.1:1"]).await;
+    assert_eq!(put.code, Some(1));
+    assert!(put.stderr.contains("http://127.0.0.1:1"), "{}", put.stderr);
+}
+
+#[tokio::test]
+async fn healthcheck_tells_alive_from_ready() {
+    let builder = Waypost::builder().flag("--drain-delay", "10m");
+    let (waypost, directory) = (builder.start().await, tempfile::tempdir().unwrap());
+    let admin = waypost.admin().to_string();
+    let alive = async || run(&["healthcheck", "--admin", &admin]).await.code;
+    let ready = async || {
+        run(&["healthcheck", "--ready", "--admin", &admin])
+            .await
+            .code
+    };
+    assert_eq!((alive().await, ready().await), (Some(0), Some(0)));
+    waypost.signal("TERM");
+    waypost.log().until("draining").await;
+    assert_eq!((alive().await, ready().await), (Some(0), Some(1)));
+    drop(directory);
+}
+
+#[tokio::test]
+async fn the_demo_shows_what_it_says_and_leaves_nothing_behind() {
+    demo(&[], "etcd of the demo's own", true).await;
+}
+
+#[tokio::test]
+async fn the_demo_does_with_a_directory() {
+    demo(&["--directory"], "the directory", true).await;
+}
+
+#[tokio::test]
+async fn the_demo_needs_no_etcd() {
+    demo(&[], "the directory", false).await;
+}
+
+#[tokio::test]
+async fn a_demo_whose_port_is_busy_names_it_and_leaves_nothing_behind() {
+    let (busy, temporary) = (
+        Waypost::builder().start().await,
+        tempfile::tempdir().unwrap(),
+    );
+    for flag in ["--listen", "--admin"] {
+        let taken = if flag == "--listen" {
+            format!("http://{}", busy.address())
+        } else {
+            busy.admin().to_string()
+        };
+        let mut arguments = vec!["demo", flag, &taken];
+        match flag {
+            "--listen" => arguments.extend(["--admin", "127.0.0.1:0"]),
+            _ => arguments.extend(["--listen", "http://127.0.0.1:0"]),
+        }
+        let mut command = waypost::command(&arguments);
+        let child = command.env("TMPDIR", temporary.path()).spawn().unwrap();
+        let ended = waypost::ended(child).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let address = taken.trim_start_matches("http://");
+        assert!(
+            ended.stderr.contains(address),
+            "{address}: {}",
+            ended.stderr
+        );
+        is_empty(temporary.path());
+    }
+}
+
+async fn demo(flags: &[&str], source: &str, with_etcd: bool) {
+    let temporary = tempfile::tempdir().unwrap();
+    let arguments = [
+        "demo",
+        "--listen",
+        "http://127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+    ];
+    let mut command = waypost::command(&[&arguments, flags].concat());
+    command.env("TMPDIR", temporary.path());
+    if !with_etcd {
+        command.env("PATH", temporary.path());
+    }
+    let mut child = command.spawn().unwrap();
+    let id = child.id().expect("it runs");
+    let output = Lines::of(
+        child
+            .stdout
+            .take()
+            .and_then(|pipe| pipe.into_owned_fd().ok()),
+    );
+    output.until("Ctrl-C ends it").await;
+    let text = output.text();
+    assert!(text.contains(source), "{text}");
+    let after = |name: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(name))
+            .expect(name);
+        line.trim_start()[name.len()..].trim().to_owned()
+    };
+    let port = after("listener")
+        .trim_end_matches('/')
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .to_owned();
+    let address = format!("127.0.0.1:{port}").parse().unwrap();
+    let mut client = Client::connect(address).await.unwrap();
+    let mut bodies = std::collections::BTreeSet::new();
+    for _ in 0..6 {
+        let answer = client.get("localhost", "/").await.unwrap();
+        assert_eq!(answer.status(), 200);
+        bodies.insert(answer.into_body());
+    }
+    assert_eq!(bodies.len(), 3, "three upstreams take turns: {bodies:?}");
+
+    // The lines to try work as they stand.
+    let line_after = |comment: &str| {
+        let mut lines = text.lines().skip_while(|line| !line.contains(comment));
+        lines.nth(1).expect(comment).trim().to_owned()
+    };
+    let sh = async |line: &str| {
+        let output = tokio::process::Command::new("sh")
+            .args(["-c", line])
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    };
+    sh(&line_after("the fourth upstream joins")).await;
+    let spare = after("spare").split(' ').next().unwrap().to_owned();
+    let mut answers = async |wanted: &dyn Fn(&str) -> bool| {
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.push(client.get("localhost", "/").await.unwrap().into_body());
+        }
+        seen.iter().any(|body| wanted(body))
+    };
+    let of_spare = |body: &str| body.contains(spare.rsplit(':').next().unwrap());
+    eventually("the spare one answers", async || answers(&of_spare).await).await;
+    let first = after("upstreams").split(' ').next().unwrap().to_owned();
+    sh(&line_after("the first one leaves")).await;
+    let of_first = |body: &str| body.contains(first.rsplit(':').next().unwrap());
+    eventually("the first has left", async || !answers(&of_first).await).await;
+    sh(&line_after("pick at random")).await;
+    let unknown = ask(address, "unknown.example", "/").await;
+    assert_eq!(unknown.status(), 404);
+    assert!(unknown.headers().contains_key("proxy-status"));
+
+    let children = children_of(id);
+    assert_eq!(
+        !children.is_empty(),
+        source.contains("etcd"),
+        "{children:?}"
+    );
+    waypost::signal(id, "INT");
+    assert_eq!(end_of(&mut child).await, Some(0));
+    for child in children {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat"));
+        assert!(stat.is_err(), "{child} still runs: {stat:?}");
+    }
+    is_empty(temporary.path());
+}
+
+async fn end_of(child: &mut Child) -> Option<i32> {
+    let status = tokio::time::timeout(DEADLINE + Duration::from_secs(1), child.wait()).await;
+    status.expect("it ends in time").unwrap().code()
+}
+
+fn children_of(id: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).expect("it runs");
+    let children = threads.flatten().map(|thread| {
+        let children = fs::read_to_string(thread.path().join("children"));
+        children.unwrap_or_default()
+    });
+    let children: String = children.collect();
+    children.split_whitespace().map(str::to_owned).collect()
+}
+
+fn is_empty(directory: &Path) {
+    let left: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+/// The revision that `put` and `delete` print.
+fn revision_in(ended: &Ended) -> String {
+    let mut words = ended.stdout.split(|c: char| !c.is_ascii_digit());
+    let revision = words.rfind(|word| !word.is_empty());
+    revision.expect("a revision").to_owned()
+}
+
+async fn run(arguments: &[&str]) -> Ended {
+    waypost::waypost(arguments).await
+}
