@@ -1,6 +1,6 @@
 //! HTTP/2 in front: over TLS by ALPN and in the clear with prior knowledge, with foreign clients.
 
-use std::{net::SocketAddr, process::Output};
+use std::{net::SocketAddr, process::Output, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version};
@@ -10,9 +10,10 @@ use hyper::{
     client::conn::http2::{self, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, process::Command};
+use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use crate::support::{
+    http::Wire,
     origin::{Origin, Refusing},
     tls::Authority,
     waypost::{Waypost, eventually},
@@ -372,4 +373,21 @@ async fn h2load_loses_no_request() {
         );
     }
     eventually("all are counted", async || origin.requests().len() == 4000).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_no_slow_request() {
+    let waypost = Waypost::builder().start().await;
+    let mut client = Wire::connect(waypost.address()).await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    client.send(b"\0\0\0\x04\0\0\0\0\0").await;
+    let ping = b"\0\0\x08\x06\0\0\0\0\x0012345678";
+    client.send(ping).await;
+    client.take_until("12345678").await.unwrap();
+    // Beyond the time that a request's head may take.
+    let told_off = client.take_until("HTTP/1.1 408");
+    let told_off = timeout(Duration::from_millis(10_600), told_off).await;
+    assert!(told_off.is_err(), "{told_off:?}");
+    client.send(ping).await;
+    client.take_until("12345678").await.unwrap();
 }

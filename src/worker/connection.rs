@@ -107,7 +107,7 @@ pub async fn serve(
         }
     };
     client.opened();
-    let io = ClientIo::new(stream, replay, client.clone());
+    let io = ClientIo::new(stream, replay, protocol, client.clone());
     match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
         Protocol::Http2 => serve_http2(proxy, protocols, client, io).await,
@@ -132,8 +132,12 @@ fn limit_name(expiry: Expiry) -> Option<&'static str> {
     }
 }
 
-enum Protocol {
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or 1.1.
     Http1,
+    /// HTTP/2.
     Http2,
 }
 
