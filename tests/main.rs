@@ -21,6 +21,7 @@ mod http_streaming;
 mod http_tls;
 mod http_upgrade;
 mod lifecycle;
+mod outputs;
 mod put_delete;
 mod routes_live;
 mod start_up;

@@ -6,7 +6,7 @@ use etcd_client::TxnOp;
 
 use crate::support::{
     etcd::EtcdCluster,
-    load::{Client, Load, ask},
+    load::{self, Client, Load, ask},
     sample::Sample,
     waypost::{Waypost, eventually, waypost},
 };
@@ -42,6 +42,53 @@ async fn upstreams_come_and_go_and_not_one_request_fails() {
             load.tally().bodies.get(&asked()) > after.get(&asked()),
             "it is back"
         );
+    }
+    load.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_that_runs_on_a_deleted_upstream_is_finished() {
+    let (etcd, waypost) = etcd_and_waypost().await;
+    let (old, new) = (Sample::start().await, Sample::start().await);
+    waypost
+        .reached(etcd.put(&key("a.test", &old), "").await)
+        .await;
+    let address = waypost.address();
+    let ask = |path| tokio::spawn(load::get(address, "a.test", path));
+    let running = [ask("/hold"), ask("/stream")];
+    old.until_holding(2).await;
+    let replaced = [
+        TxnOp::delete(key("a.test", &old), None),
+        TxnOp::put(key("a.test", &new), "", None),
+    ];
+    waypost.reached(etcd.txn(replaced).await).await;
+    let answer = ask("/").await.unwrap().unwrap();
+    assert_eq!(*answer.body(), new.to_string());
+    // And when the whole host goes.
+    waypost
+        .reached(etcd.delete(&key("a.test", &new)).await)
+        .await;
+    assert_eq!(ask("/").await.unwrap().unwrap().status(), 404);
+    old.release();
+    let [held, streamed] = running.map(|running| async { running.await.unwrap().unwrap() });
+    assert_eq!(*held.await.body(), old.to_string());
+    assert_eq!(streamed.await.body(), "part\npart\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_dies_fails_no_request_while_another_lives() {
+    let waypost = Waypost::builder().start().await;
+    let survivor = Sample::start().await;
+    waypost.put("a.test", &survivor, "").await;
+    let load = Load::start(&[waypost.address()], &["a.test"]);
+    for _ in 0..4 {
+        let doomed = Sample::start().await;
+        waypost.put("a.test", &doomed, "").await;
+        load.more(100).await;
+        assert!(doomed.hits() > 0);
+        // Its key stays.
+        drop(doomed);
+        load.more(150).await;
     }
     load.finish().await;
 }

@@ -83,13 +83,12 @@ impl Demo {
 
         let accepting = server.addresses();
         let port = accepting.first().map_or(0, SocketAddr::port);
-        println!(
-            "{}",
-            introduction(&store, routed, spare[0], port, server.admin_address())
-        );
+        let address = server.admin_address();
+        let introduction = introduction(&store, routed, spare[0], port, address);
+        super::print(&format!("{introduction}\n"))?;
         let end = server.run(signals).await;
         store.stop().await;
-        println!("The demo has ended; nothing of it is left.");
+        super::print("The demo has ended; nothing of it is left.\n")?;
         Ok(match end {
             End::Finished => ExitCode::SUCCESS,
             End::Cut => ExitCode::FAILURE,
