@@ -491,6 +491,25 @@ async fn names_are_resolved_and_unknown_ones_are_shown() {
     }
     load.finish().await;
 
+    // Nor is a name that takes the place of an address.
+    let load = Load::start(&[waypost.address()], &["a.test"]);
+    let address = key("a.test", &sample);
+    for _ in 0..5 {
+        let to_address = [
+            TxnOp::delete(named.clone(), None),
+            TxnOp::put(address.clone(), "", None),
+        ];
+        waypost.reached(etcd.txn(to_address).await).await;
+        load.more(20).await;
+        let to_name = [
+            TxnOp::delete(address.clone(), None),
+            TxnOp::put(named.clone(), "", None),
+        ];
+        waypost.reached(etcd.txn(to_name).await).await;
+        load.more(20).await;
+    }
+    load.finish().await;
+
     waypost
         .reached(etcd.put("/hosts/b.test/nobody.invalid:80", "").await)
         .await;
