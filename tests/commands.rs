@@ -254,17 +254,18 @@ async fn healthcheck_tells_alive_from_ready() {
 
 #[tokio::test]
 async fn the_demo_shows_what_it_says_and_leaves_nothing_behind() {
-    demo(&[], "etcd of the demo's own", true).await;
+    demo(&[], "etcd of the demo's own", true, "INT").await;
 }
 
 #[tokio::test]
 async fn the_demo_does_with_a_directory() {
-    demo(&["--directory"], "the directory", true).await;
+    // As when its terminal is closed.
+    demo(&["--directory"], "the directory", true, "HUP").await;
 }
 
 #[tokio::test]
 async fn the_demo_needs_no_etcd() {
-    demo(&[], "the directory", false).await;
+    demo(&[], "the directory", false, "TERM").await;
 }
 
 #[tokio::test]
@@ -298,7 +299,7 @@ async fn a_demo_whose_port_is_busy_names_it_and_leaves_nothing_behind() {
     }
 }
 
-async fn demo(flags: &[&str], source: &str, with_etcd: bool) {
+async fn demo(flags: &[&str], source: &str, with_etcd: bool, end: &str) {
     let temporary = tempfile::tempdir().unwrap();
     let arguments = [
         "demo",
@@ -385,7 +386,7 @@ async fn demo(flags: &[&str], source: &str, with_etcd: bool) {
         source.contains("etcd"),
         "{children:?}"
     );
-    waypost::signal(id, "INT");
+    waypost::signal(id, end);
     assert_eq!(end_of(&mut child).await, Some(0));
     for child in children {
         let stat = fs::read_to_string(format!("/proc/{child}/stat"));

@@ -12,7 +12,7 @@ use self::{store::Store, upstreams::Upstreams};
 use super::serve;
 use crate::{
     config::{Config, ListenerConfig, ServeArgs, values},
-    server::{End, Server},
+    server::{End, Server, Signal},
     telemetry::logging,
 };
 
@@ -65,7 +65,8 @@ impl Demo {
     /// Names the port that is busy, or what else is in the way.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         logging::start("warn", crate::config::LogFormat::Text);
-        let signals = serve::signals()?;
+        // A terminal that is closed ends it, too.
+        let signals = serve::signals(Signal::Interrupt)?;
         let upstreams = Upstreams::start(ROUTED + 1).await?;
         let store = Store::start(self.directory).await?;
         let (routed, spare) = upstreams.addresses().split_at(ROUTED);
