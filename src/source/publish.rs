@@ -45,7 +45,7 @@ const MOST_UPDATES_A_SWAP: usize = 256;
 /// so that hardly any route is opened twice.
 const MOST_DRAFTS: usize = 1024;
 
-/// How long the first table waits for the names in it.
+/// How long a table waits for names that are new in it.
 const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Applies updates and publishes tables.
@@ -125,14 +125,14 @@ impl Publisher {
                 self.apply(update);
             }
             self.build_drafts();
-            if self.live.applied.borrow().is_none() && self.revision.is_some() {
+            if self.names.has_open() {
                 self.await_first_answers().await;
             }
             self.publish();
         }
     }
 
-    /// So that a start with names in the table doesn't begin with requests failing.
+    /// So that a name that is new, at the start or in place of an address, doesn't begin with requests failing.
     async fn await_first_answers(&mut self) {
         let answers = async {
             while self.names.has_open() {
@@ -141,7 +141,8 @@ impl Publisher {
             }
         };
         if tokio::time::timeout(FIRST_ANSWERS, answers).await.is_err() {
-            debug!("the first table goes out with names that are not resolved yet");
+            debug!("the table goes out with names that are not resolved yet");
+            self.names.give_up();
         }
         self.build_drafts();
     }
