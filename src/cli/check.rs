@@ -2,7 +2,13 @@
 
 mod dump;
 
-use std::{fmt::Display, fs, io::Read, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    fs,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::FromArgMatches;
@@ -66,7 +72,7 @@ impl Check {
                 (entries, Vec::new())
             }
         };
-        Ok(report(&prefix, &entries, &unreadable))
+        report(&prefix, &entries, &unreadable)
     }
 
     fn resolve(self) -> anyhow::Result<(Source, String)> {
@@ -120,32 +126,33 @@ impl Check {
     }
 }
 
-fn read(file: &PathBuf) -> std::io::Result<Vec<u8>> {
+fn read(file: &PathBuf) -> io::Result<Vec<u8>> {
     if file.as_os_str() != "-" {
         return fs::read(file);
     }
     let mut text = Vec::new();
-    std::io::stdin().read_to_end(&mut text)?;
+    io::stdin().read_to_end(&mut text)?;
     Ok(text)
 }
 
-fn report(prefix: &str, entries: &[Entry], unreadable: &[String]) -> ExitCode {
+fn report(prefix: &str, entries: &[Entry], unreadable: &[String]) -> anyhow::Result<ExitCode> {
     let rejected = publish::check(prefix, entries);
+    let mut out = io::stdout().lock();
     for problem in unreadable {
-        println!("{problem}");
+        writeln!(out, "{problem}")?;
     }
     for rejected in &rejected {
-        println!("{}: {}", rejected.key, rejected.reason);
+        writeln!(out, "{}: {}", rejected.key, rejected.reason)?;
     }
     let keys = count(entries.len(), "key");
     match rejected.len() + unreadable.len() {
         0 => {
-            println!("{keys} checked, no problems");
-            ExitCode::SUCCESS
+            writeln!(out, "{keys} checked, no problems")?;
+            Ok(ExitCode::SUCCESS)
         }
         problems => {
-            println!("{keys} checked, {}", count(problems, "problem"));
-            ExitCode::FAILURE
+            writeln!(out, "{keys} checked, {}", count(problems, "problem"))?;
+            Ok(ExitCode::FAILURE)
         }
     }
 }
