@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use tokio::time;
+use tokio::{task, time};
 
 use super::{
     Admin,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::values,
     live::Rejected,
-    route::{HostPattern, Revision, Route, settings::Balance},
+    route::{HostPattern, Revision, Route, Table, settings::Balance},
 };
 
 /// Most routes, or rejected keys, in one page.
@@ -165,31 +165,40 @@ pub(super) async fn routes(
     };
     let revision = admin.applied();
     let table = admin.live.table.load_full();
+    // A page of a large table takes a while to find: not on a thread that others wait for.
+    let page = task::spawn_blocking(move || {
+        let page = page(&table, host.as_ref(), &query.after, limit);
+        let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
+        RoutesPage {
+            revision,
+            routes: page.routes.iter().map(view).collect(),
+            next: page.next,
+        }
+    });
+    let ended = |_| Error::new(StatusCode::SERVICE_UNAVAILABLE, "this instance is ending");
+    page.await.map(Json).map_err(ended)
+}
+
+struct Page {
+    routes: Vec<Arc<Route>>,
+    next: Option<Arc<str>>,
+}
+
+fn page(table: &Table, host: Option<&HostPattern>, after: &str, limit: usize) -> Page {
     // One more than asked for tells whether there is a next page.
-    let mut page: Vec<Arc<Route>> = match host {
-        None => table.page(&query.after, limit + 1),
+    let mut routes: Vec<Arc<Route>> = match host {
+        None => table.page(after, limit + 1),
         Some(host) => {
-            let of_host = table.routes().filter(|route| route.host == host);
-            let mut page: Vec<_> = of_host
-                .filter(|route| *route.name > *query.after)
-                .cloned()
-                .collect();
-            page.sort_by(|a, b| a.name.cmp(&b.name));
-            page
+            let of_host = table.routes_of(host).iter();
+            let further = of_host.filter(|route| &*route.name > after);
+            further.take(limit + 1).cloned().collect()
         }
     };
-    let has_more = page.len() > limit;
-    page.truncate(limit);
-    let next = page
-        .last()
-        .filter(|_| has_more)
-        .map(|last| last.name.clone());
-    let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
-    Ok(Json(RoutesPage {
-        revision,
-        routes: page.iter().map(view).collect(),
-        next,
-    }))
+    let has_more = routes.len() > limit;
+    routes.truncate(limit);
+    let last = routes.last().filter(|_| has_more);
+    let next = last.map(|last| last.name.clone());
+    Page { routes, next }
 }
 
 #[derive(Deserialize)]
