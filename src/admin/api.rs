@@ -13,13 +13,14 @@ use tokio::{task, time};
 
 use super::{
     Admin,
-    explain::{self, Explanation, MemberView, Policy},
+    explain::{self, Explanation},
     stale_for,
+    view::RouteView,
 };
 use crate::{
     config::values,
     live::Rejected,
-    route::{HostPattern, Revision, Route, Table, settings::Balance},
+    route::{HostPattern, Revision, Route, Table},
 };
 
 /// Most routes, or rejected keys, in one page.
@@ -118,34 +119,6 @@ pub(super) struct RoutesPage {
     routes: Vec<RouteView>,
     /// What `after` must be for the next page; absent on the last.
     next: Option<Arc<str>>,
-}
-
-#[derive(Serialize)]
-pub(super) struct RouteView {
-    pub(super) name: Arc<str>,
-    pub(super) host: String,
-    pub(super) path_prefix: String,
-    pub(super) balance: Balance,
-    pub(super) settings_key: Option<Arc<str>>,
-    pub(super) settings_mod_revision: Option<Revision>,
-    pub(super) members: Vec<MemberView>,
-}
-
-impl RouteView {
-    pub(super) fn of(route: &Route, policy: &Policy) -> Self {
-        let settings_key = route.settings_key.as_deref();
-        let view = |member| MemberView::of(member, &policy.deny);
-        let members = route.members.iter().map(view).collect();
-        Self {
-            name: route.name.clone(),
-            host: route.host.to_string(),
-            path_prefix: route.prefix.as_str().to_owned(),
-            balance: route.settings.balance.unwrap_or(policy.balance),
-            settings_key: settings_key.map(|version| version.key.clone()),
-            settings_mod_revision: settings_key.map(|version| version.mod_revision),
-            members,
-        }
-    }
 }
 
 pub(super) async fn routes(
