@@ -5,7 +5,7 @@ mod dump;
 use std::{
     fmt::{Display, Write as _},
     fs,
-    io::Read,
+    io::{self, Read},
     path::PathBuf,
     process::ExitCode,
 };
@@ -126,12 +126,12 @@ impl Check {
     }
 }
 
-fn read(file: &PathBuf) -> std::io::Result<Vec<u8>> {
+fn read(file: &PathBuf) -> io::Result<Vec<u8>> {
     if file.as_os_str() != "-" {
         return fs::read(file);
     }
     let mut text = Vec::new();
-    std::io::stdin().read_to_end(&mut text)?;
+    io::stdin().read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -2,6 +2,7 @@
 
 pub mod entry;
 pub mod host;
+mod json;
 pub mod key;
 pub mod path;
 pub mod settings;

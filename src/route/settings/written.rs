@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, de};
 use super::{Balance, HeaderRules, HostHeader, Settings, Timeouts};
 use crate::route::{
     host,
-    value::{BadValue, MAX_VALUE, from_json, optional_object},
+    json::{from_json, optional_object},
+    value::{BadValue, MAX_VALUE},
 };
 
 /// Longer than any request lives; catches `5d` written for `5s`.

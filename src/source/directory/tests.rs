@@ -259,6 +259,32 @@ fn what_is_no_host_file_is_passed_over_and_loops_end() {
     assert_eq!(unreadable, Vec::<String>::new());
 }
 
+/// A link to itself can't be followed, whoever asks; a directory without rights can, by root.
+#[tokio::test]
+async fn what_cannot_be_read_keeps_its_routes_and_stops_no_others() {
+    let hosts = Followed::start(&[
+        (".real/10.0.0.1:80", ""),
+        (".real/api/10.0.0.2:80", ""),
+        ("b.example/10.0.0.1:80", ""),
+    ])
+    .await;
+    symlink(".real", hosts.dir.join("a.example")).expect("a link");
+    hosts.expect("a.example", &["10.0.0.1:80"]).await;
+    symlink("a.example", hosts.dir.join(".new")).expect("a link");
+    fs::rename(hosts.dir.join(".new"), hosts.dir.join("a.example")).expect("a rename");
+    write(&hosts.dir, "b.example/10.0.0.2:80", "");
+    hosts
+        .expect("b.example", &["10.0.0.1:80", "10.0.0.2:80"])
+        .await;
+    assert_eq!(hosts.upstreams("a.example"), ["10.0.0.1:80"]);
+    assert_eq!(hosts.live.table.load().counts().members, 4);
+    assert!(hosts.live.status.borrow().connected);
+    let directory = Directory::open(hosts.dir.clone(), "/hosts/").expect("it is there");
+    let (entries, unreadable) = directory.read().expect("readable");
+    assert_eq!((entries.len(), unreadable.len()), (2, 1));
+    assert!(unreadable[0].contains("a.example"), "{unreadable:?}");
+}
+
 #[test]
 fn a_missing_directory_or_a_file_is_refused_by_name() {
     let dir = tempfile::tempdir().expect("a temporary directory");
