@@ -5,6 +5,7 @@
 //! with linger after an early answer, by reset where a cut close-delimited reply would look whole.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -41,6 +42,11 @@ impl ClientStream {
             Self::Tls(stream) => stream.get_ref().0,
         }
     }
+}
+
+thread_local! {
+    /// Where small vectored writes are copied together.
+    static FLAT: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(FLATTEN));
 }
 
 /// The stamped stream.
@@ -247,13 +253,13 @@ impl AsyncWrite for ClientIo {
         }
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         if total <= FLATTEN {
-            let mut flat = [0; FLATTEN];
-            let mut filled = 0;
-            for buf in bufs {
-                flat[filled..filled + buf.len()].copy_from_slice(buf);
-                filled += buf.len();
-            }
-            return self.poll_message_write(cx, &flat[..filled]);
+            return FLAT.with_borrow_mut(|flat| {
+                flat.clear();
+                for buf in bufs {
+                    flat.extend_from_slice(buf);
+                }
+                self.poll_message_write(cx, flat)
+            });
         }
         ready!(self.poll_begin_write(cx))?;
         let result = match &mut self.stream {
