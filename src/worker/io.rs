@@ -197,6 +197,10 @@ impl AsyncRead for ClientIo {
                 // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
                 Poll::Pending => match this.state.expired() {
                     Some(Expiry::Head) if this.state.phase() == Phase::Head => {
+                        // Inside an answer that is not all written it would be taken for a part of that.
+                        if !this.state.is_at_message_start() {
+                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                        }
                         this.state.leave_body_unread();
                         let _ = this.poll_raw_write(cx, REQUEST_TIMEOUT);
                         let _ = this.poll_raw_flush(cx);
@@ -211,8 +215,8 @@ impl AsyncRead for ClientIo {
         }
         if buf.filled().len() == before {
             this.read_eof = true;
-        } else if this.state.phase() == Phase::Idle {
-            this.state.head_began();
+        } else {
+            this.state.received();
         }
         Poll::Ready(Ok(()))
     }
