@@ -170,6 +170,34 @@ async fn an_early_refusal_reaches_a_client_that_still_uploads() {
 }
 
 #[tokio::test]
+async fn an_early_answer_is_whole_for_a_client_that_reads_it_slowly() {
+    const LENGTH: usize = 16 << 20;
+    let origin = Origin::run(async |mut served| {
+        served.wire.head().await.unwrap();
+        let head = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {LENGTH}\r\n\r\n");
+        served.send(head).await;
+        served.send(vec![b'x'; LENGTH]).await;
+        served.wire.take_rest().await;
+    })
+    .await;
+    let waypost = in_front_of(&origin).await;
+    let mut client = Wire::connect(waypost.address()).await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000\r\n\r\nsome")
+        .await;
+    let head = client.head().await.unwrap();
+    assert_eq!(head.status(), 403);
+    let mut left = LENGTH;
+    while left > 0 {
+        let piece = left.min(64 * 1024);
+        let read = client.skip(piece).await;
+        assert!(read.is_ok(), "{read:?} with {left} bytes to come");
+        left -= piece;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_cancels_its_request_upstream() {
     let waypost = Waypost::builder().start().await;
     for (answered, request) in [

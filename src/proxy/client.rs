@@ -27,6 +27,15 @@ pub enum Phase {
     Exchange,
 }
 
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, or 1.0.
+    Http1,
+    /// HTTP/2, whose frames between requests begin no request head.
+    Http2,
+}
+
 /// Why a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
@@ -68,6 +77,9 @@ impl Default for ClientLimits {
     }
 }
 
+/// How long a connection that has asked for nothing yet is spared when the process ends.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
 /// What the stream, the requests on it, the sweep and the driver of one connection share.
 pub struct Client {
     /// Who connected.
@@ -77,6 +89,7 @@ pub struct Client {
     /// Whether it speaks TLS.
     pub tls: bool,
     sweep: Rc<Sweep>,
+    protocol: Cell<Protocol>,
     phase: Cell<Phase>,
     since: Cell<Tick>,
     running: Cell<u32>,
@@ -87,6 +100,8 @@ pub struct Client {
     reset_on_close: Cell<bool>,
     unread_body: Cell<bool>,
     answered: Cell<bool>,
+    accepted: Tick,
+    asked: Cell<bool>,
     at_message_start: Cell<bool>,
     refused: RefCell<Option<Socket>>,
     draining: Cell<bool>,
@@ -101,7 +116,10 @@ impl Client {
             address_text: address_text(address.ip()),
             tls,
             since: Cell::new(sweep.now()),
+            accepted: sweep.now(),
+            asked: Cell::new(false),
             sweep,
+            protocol: Cell::new(Protocol::Http1),
             phase: Cell::new(Phase::Opening),
             running: Cell::new(0),
             write_blocked_since: Cell::new(None),
@@ -119,7 +137,8 @@ impl Client {
     }
 
     /// The handshake is over; requests may come.
-    pub fn opened(&self) {
+    pub fn opened(&self, protocol: Protocol) {
+        self.protocol.set(protocol);
         self.enter(Phase::Idle);
     }
 
@@ -132,6 +151,7 @@ impl Client {
     pub fn begin_request(self: &Rc<Self>) -> RunningRequest {
         self.running.set(self.running.get() + 1);
         self.answered.set(true);
+        self.asked.set(true);
         self.enter(Phase::Exchange);
         RunningRequest(self.clone())
     }
@@ -139,6 +159,24 @@ impl Client {
     /// Requests running now.
     pub fn running(&self) -> u32 {
         self.running.get()
+    }
+
+    /// Requests that an end now would cut: those running, else the one whose answer is not all written.
+    pub fn unfinished(&self) -> usize {
+        match self.running.get() {
+            0 => usize::from(!self.at_message_start.get()),
+            running => running as usize,
+        }
+    }
+
+    /// Whether an end now would cost a request: one is unfinished, or its head is coming in, or the connection is so
+    /// new that the first one may be under way.
+    pub fn is_busy(&self) -> bool {
+        let is_new = || {
+            let age = self.sweep.now().saturating_sub(self.accepted);
+            !self.asked.get() && age < Sweep::ticks(FIRST_REQUEST)
+        };
+        self.unfinished() > 0 || self.phase.get() == Phase::Head || is_new()
     }
 
     /// Whether what is written is an answer of ours: a request came since all before it was flushed.
@@ -166,29 +204,40 @@ impl Client {
 
     /// Which limit has passed by now, if any; the driver and the stream act on it.
     pub fn check(&self, limits: &ClientLimits) {
-        if self.expired.get().is_some() {
-            return;
-        }
-        let over = |since: Tick, limit: Duration| {
-            self.sweep.now().saturating_sub(since) >= Sweep::ticks(limit)
-        };
+        let over = |since, limit| self.is_over(since, limit);
         let expired = match self.phase.get() {
+            // To be closed when nothing runs; what runs, and who reads its answer, still has limits.
+            _ if self.expired.get().is_some() => self.write_expired(limits),
             Phase::Opening if over(self.since.get(), limits.opening) => Some(Expiry::Opening),
             Phase::Idle if over(self.since.get(), limits.idle) => Some(Expiry::Idle),
             Phase::Head if over(self.since.get(), limits.head) => Some(Expiry::Head),
-            _ => self
-                .write_blocked_since
-                .get()
-                .filter(|since| over(*since, limits.body))
-                .map(|_| Expiry::Write),
+            _ => self.write_expired(limits),
         };
         if let Some(expired) = expired {
             self.expire(expired);
         }
     }
 
-    /// Ends the connection for this reason: its task is woken to do so.
+    fn write_expired(&self, limits: &ClientLimits) -> Option<Expiry> {
+        self.write_blocked_since
+            .get()
+            .filter(|since| self.is_over(*since, limits.body))
+            .map(|_| Expiry::Write)
+    }
+
+    fn is_over(&self, since: Tick, limit: Duration) -> bool {
+        self.sweep.now().saturating_sub(since) >= Sweep::ticks(limit)
+    }
+
+    /// Ends the connection for this reason: its task is woken to do so. A reason to end at once stays in force.
     pub fn expire(&self, expiry: Expiry) {
+        let ends_at_once = !matches!(
+            self.expired.get(),
+            None | Some(Expiry::Idle | Expiry::Drain)
+        );
+        if ends_at_once && expiry != Expiry::Abort {
+            return;
+        }
         self.expired.set(Some(expiry));
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -227,9 +276,11 @@ impl Client {
         self.phase.get()
     }
 
-    /// The first byte of a request head came.
-    pub fn head_began(&self) {
-        self.enter(Phase::Head);
+    /// Bytes came: between requests, the first ones of a request head.
+    pub fn received(&self) {
+        if self.phase.get() == Phase::Idle && self.protocol.get() == Protocol::Http1 {
+            self.enter(Phase::Head);
+        }
     }
 
     /// The client does not take what we write now, or does again.

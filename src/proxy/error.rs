@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Response, StatusCode, Version,
-    header::{CONTENT_TYPE, HeaderName},
+    HeaderValue, Method, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName},
 };
 
 use super::body::ResponseBody;
@@ -143,10 +143,16 @@ impl Failure {
         )
     }
 
-    /// The response: `Proxy-Status` (RFC 9209) and a short text.
-    pub fn into_response(self) -> Response<ResponseBody> {
+    /// The response to a request of this method: `Proxy-Status` (RFC 9209) and a short text, of which HEAD gets
+    /// the length alone. (Over HTTP/2 hyper would send it all.)
+    pub fn into_response(self, method: &Method) -> Response<ResponseBody> {
         let text = format!("{}: {}\n", self.status, self.details);
-        let mut response = Response::new(ResponseBody::full(Bytes::from(text)));
+        let length = HeaderValue::from(text.len());
+        let body = match *method {
+            Method::HEAD => ResponseBody::empty(),
+            _ => ResponseBody::full(Bytes::from(text)),
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = self.status;
         *response.version_mut() = Version::HTTP_11;
         let headers = response.headers_mut();
@@ -154,6 +160,7 @@ impl Failure {
             CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),
         );
+        headers.insert(CONTENT_LENGTH, length);
         headers.insert(PROXY_STATUS, self.proxy_status());
         response
     }

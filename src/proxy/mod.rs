@@ -1,4 +1,4 @@
-//! A request's way: look-up, then its [`journey`] to an upstream, then the [`answer`]. One instance per worker;
+//! A request's way: look-up, then its journey to an upstream, then the answer. One instance per worker;
 //! nothing here crosses threads.
 
 mod answer;
@@ -84,7 +84,7 @@ impl Proxy {
             Err(failure) => {
                 record.status = failure.status.as_u16();
                 record.reason = Some(failure.error);
-                failure.into_response()
+                failure.into_response(&parts.method)
             }
         };
         client.settle_interim();
@@ -197,6 +197,7 @@ impl Proxy {
         });
         let answer = outcome.map_err(early)?;
         self.respond(client, request, &route, answer, request_deadline, record)
+            .map_err(early)
     }
 
     /// 404, unless there is no table yet: then nobody can say what exists.

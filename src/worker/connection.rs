@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::proxy::{
     Proxy,
-    client::{Client, Expiry},
+    client::{Client, Expiry, Protocol},
     upgrade,
 };
 
@@ -96,22 +96,19 @@ pub async fn serve(
         Some(Err(error)) => {
             return debug!(client = %client.address, %error, "connection not opened");
         }
-        None => {
-            proxy
-                .metrics
-                .data_plane
-                .limit_hits
-                .with_label_values(&["opening_timeout"])
-                .inc();
-            return;
-        }
+        None => return count_limit(proxy, client),
     };
-    client.opened();
-    let io = ClientIo::new(stream, replay, protocol, client.clone());
+    client.opened(protocol);
+    let io = ClientIo::new(stream, replay, client.clone());
     match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
         Protocol::Http2 => serve_http2(proxy, protocols, client, io).await,
     }
+    count_limit(proxy, client);
+}
+
+/// Counts the limit that ended the connection, if one did.
+fn count_limit(proxy: &Proxy, client: &Client) {
     if let Some(limit) = client.expired().and_then(limit_name) {
         proxy
             .metrics
@@ -130,15 +127,6 @@ fn limit_name(expiry: Expiry) -> Option<&'static str> {
         Expiry::Write => Some("write_timeout"),
         Expiry::Drain | Expiry::Abort => None,
     }
-}
-
-/// What a client speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/1.0 or 1.1.
-    Http1,
-    /// HTTP/2.
-    Http2,
 }
 
 async fn open(
@@ -196,15 +184,11 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
     let service = service_fn(|request: http::Request<Incoming>| async move {
         Ok::<_, Infallible>(proxy.serve(client, request).await)
     });
-    let mut connection = pin!(
-        protocols
-            .http1
-            .serve_connection(TokioIo::new(io), service)
-            .without_shutdown()
-    );
+    // hyper's own shutdown is what makes it write out all that it holds; `without_shutdown` may end before that.
+    let mut connection = protocols.http1.serve_connection(TokioIo::new(io), service);
     let ended = poll_fn(|cx| {
         client.watch(cx);
-        match connection.as_mut().poll(cx) {
+        match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             // Everything else the stream itself turns into an end.
             Poll::Pending if client.expired() == Some(Expiry::Abort) => Poll::Ready(None),
@@ -213,7 +197,8 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
     })
     .await;
     match ended {
-        Some(Ok(parts)) => {
+        Some(Ok(())) => {
+            let parts = connection.into_parts();
             let mut io = parts.io.into_inner();
             match client.take_upgrade() {
                 Some(upgraded) => {
@@ -289,6 +274,8 @@ async fn serve_http2(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
     };
     let mut connection = pin!(protocols.http2.serve_connection(TokioIo::new(io), service));
     let mut going_away = false;
+    let closing = proxy.sweep.deadline();
+    let mut is_closing = false;
     let ended = poll_fn(|cx| {
         client.watch(cx);
         if !going_away && (client.is_draining() || client.expired().is_some()) {
@@ -298,7 +285,20 @@ async fn serve_http2(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
         match connection.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended),
             Poll::Pending if client.expired() == Some(Expiry::Abort) => Poll::Ready(Ok(())),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                // The way out ends with the client's word, for which nobody waits for ever.
+                if client.expired().is_some() && !is_closing {
+                    is_closing = true;
+                    closing.arm(LINGER);
+                }
+                while closing.poll(cx).is_ready() {
+                    if client.running() == 0 {
+                        return Poll::Ready(Ok(()));
+                    }
+                    closing.arm(LINGER);
+                }
+                Poll::Pending
+            }
         }
     })
     .await;

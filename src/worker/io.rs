@@ -21,7 +21,6 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::connection::Protocol;
 use crate::proxy::client::{Client, Expiry, Phase};
 
 /// Vectored writes up to this many bytes are copied together: below it one `write` is cheaper than a `writev`.
@@ -54,7 +53,6 @@ pub struct ClientIo {
     stream: ClientStream,
     /// Bytes read while sniffing, read again first.
     replay: Bytes,
-    protocol: Protocol,
     state: Rc<Client>,
     /// An interim head that is partly written: nothing may come between its bytes.
     interim: BytesMut,
@@ -63,11 +61,10 @@ pub struct ClientIo {
 
 impl ClientIo {
     /// Wraps a stream whose first bytes, `replay`, were read already.
-    pub fn new(stream: ClientStream, replay: Bytes, protocol: Protocol, state: Rc<Client>) -> Self {
+    pub fn new(stream: ClientStream, replay: Bytes, state: Rc<Client>) -> Self {
         Self {
             stream,
             replay,
-            protocol,
             state,
             interim: BytesMut::new(),
             read_eof: false,
@@ -206,6 +203,10 @@ impl AsyncRead for ClientIo {
                 // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
                 Poll::Pending => match this.state.expired() {
                     Some(Expiry::Head) if this.state.phase() == Phase::Head => {
+                        // Inside an answer that is not all written it would be taken for a part of that.
+                        if !this.state.is_at_message_start() {
+                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                        }
                         this.state.leave_body_unread();
                         let _ = this.poll_raw_write(cx, REQUEST_TIMEOUT);
                         let _ = this.poll_raw_flush(cx);
@@ -220,9 +221,8 @@ impl AsyncRead for ClientIo {
         }
         if buf.filled().len() == before {
             this.read_eof = true;
-        } else if this.protocol == Protocol::Http1 && this.state.phase() == Phase::Idle {
-            // Of HTTP/2 these may be frames that are no request's, such as a ping.
-            this.state.head_began();
+        } else {
+            this.state.received();
         }
         Poll::Ready(Ok(()))
     }

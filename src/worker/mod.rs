@@ -177,27 +177,28 @@ impl DataPlane {
             stage.send_replace(Stage::Aborting);
             tokio::time::sleep(ABORT).await;
         };
-        let (threads, ended): (Vec<_>, Vec<_>) = self
-            .workers
-            .into_iter()
-            .map(|worker| (worker.thread, worker.ended))
-            .unzip();
+        let mut workers = self.workers;
+        let (mut cut, mut told) = (0, 0);
         let all_ended = async {
-            let mut cut = 0;
-            for ended in ended {
-                cut += ended.await.unwrap_or(0);
+            for worker in &mut workers {
+                cut += (&mut worker.ended).await.unwrap_or(0);
+                told += 1;
             }
-            cut
         };
         tokio::select! {
-            cut = all_ended => {
-                for thread in threads {
-                    // It has told its end, so this does not wait; a panic in it was logged by the hook.
-                    let _ = thread.join();
-                }
-                cut
-            }
-            () = abort => 0,
+            () = all_ended => {}
+            () = abort => {}
         }
+        // A worker that hangs cannot tell; whatever it hangs in was not finished.
+        for worker in &mut workers[told..] {
+            cut += worker.ended.try_recv().unwrap_or(1);
+        }
+        if told == workers.len() {
+            for worker in workers {
+                // It has told its end, so this does not wait; a panic in it was logged by the hook.
+                let _ = worker.thread.join();
+            }
+        }
+        cut
     }
 }

@@ -138,12 +138,17 @@ impl Local {
         }
     }
 
-    fn running(&self) -> usize {
-        self.connections
-            .borrow()
+    fn unfinished(&self) -> usize {
+        let connections = self.connections.borrow();
+        connections
             .iter()
-            .map(|(_, client)| client.running() as usize)
+            .map(|(_, client)| client.unfinished())
             .sum()
+    }
+
+    fn is_busy(&self) -> bool {
+        let connections = self.connections.borrow();
+        connections.iter().any(|(_, client)| client.is_busy())
     }
 
     fn expire_all(&self, expiry: Expiry) {
@@ -164,7 +169,8 @@ impl Local {
             if *stage.borrow() >= Stage::Aborting {
                 break;
             }
-            if self.running() > 0 {
+            if self.is_busy() {
+                closing_since = None;
                 continue;
             }
             let since = *closing_since.get_or_insert_with(Instant::now);
@@ -173,7 +179,7 @@ impl Local {
                 break;
             }
         }
-        let cut = self.running();
+        let cut = self.unfinished();
         self.expire_all(Expiry::Abort);
         // Lets the tasks see it and drop what they hold, so that resets and log lines go out.
         ticks.tick().await;
@@ -211,6 +217,8 @@ struct OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
+        // An upgrade that nobody took over holds its request's record, and that the client: neither would ever end.
+        drop(self.client.take_upgrade());
         self.local.connections.borrow_mut().remove(self.key);
         self.local.proxy.metrics.data_plane.connections.dec();
     }

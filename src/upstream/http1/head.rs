@@ -151,8 +151,10 @@ fn assemble(
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
     let framing = if bodiless {
-        // The length such a head declares is that of another response (section 6.3): it is relayed, not obeyed.
-        if let Some(length) = declared.filter(|_| !chunked && !status.is_informational()) {
+        // The length such a head declares is that of another response (section 6.3): it is relayed, not obeyed. For
+        // a 204 there is no other (RFC 9110 section 8.6).
+        let of_another = !status.is_informational() && status != StatusCode::NO_CONTENT;
+        if let Some(length) = declared.filter(|_| !chunked && of_another) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         Framing::Length(0)
