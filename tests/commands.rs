@@ -141,27 +141,6 @@ async fn check_judges_a_directory_a_file_and_live_etcd() {
     assert!(gone.stderr.contains(&endpoint), "{}", gone.stderr);
 }
 
-/// As in `waypost check | head -1`.
-#[tokio::test]
-async fn a_reader_that_leaves_early_makes_no_check_panic() {
-    let dir = tempfile::tempdir().unwrap();
-    write(&dir.path().join("a.test/nonsense"), "");
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let ended = tokio::process::Command::new(waypost::BINARY)
-        .args(["check", "--hosts-dir"])
-        .arg(dir.path())
-        .stdout(writer)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap()
-        .wait_with_output()
-        .await
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
-    assert_eq!(ended.status.code(), Some(0));
-}
-
 #[tokio::test]
 async fn put_and_delete_change_what_an_instance_serves() {
     let etcd = EtcdCluster::start(1).await;
