@@ -11,7 +11,7 @@ use crate::support::{
     http::{End, Message, Wire, timed},
     origin::Origin,
     tls::Authority,
-    waypost::{Waypost, eventually},
+    waypost::Waypost,
 };
 
 const HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
@@ -91,43 +91,6 @@ async fn either_end_closes_both() {
     client.send(HANDSHAKE.replace("a.test", "b.test")).await;
     client.take_until("\r\n\r\nbye").await.unwrap();
     assert_eq!(client.end().await, End::Fin);
-}
-
-#[tokio::test]
-async fn a_client_that_leaves_before_it_has_the_101_closes_both() {
-    let origin = Origin::run(async |mut served| {
-        while let Some(request) = served.request().await {
-            if request.head.line.starts_with("GET /chat") {
-                served.send(SWITCHING).await;
-                served.wire.take_rest().await;
-                return;
-            }
-            let length = 16 << 20;
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-            served.send(head).await;
-            served.send(vec![b'x'; length]).await;
-        }
-    })
-    .await;
-    let waypost = in_front_of(&origin).await;
-    let mut client = Wire::connect(waypost.address()).await;
-    let large = "GET /large HTTP/1.1\r\nHost: a.test\r\n\r\n";
-    client.send(format!("{large}{HANDSHAKE}")).await;
-    // Read just far enough that the 101 waits behind what the client has still to read.
-    while origin.requests().len() < 2 {
-        client.skip(64 * 1024).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    let answered = async || {
-        waypost
-            .metric("waypost_requests_total", &[("code", "2xx")])
-            .await
-            > 0.0
-    };
-    eventually("the 101 is there", answered).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    client.reset();
-    origin.closed(origin.connections()).await;
 }
 
 #[tokio::test]
