@@ -14,9 +14,18 @@ pub struct Live {
     /// The revision of the current table; `None` before the first one. Sent after the swap.
     pub applied: watch::Sender<Option<Revision>>,
     /// Which keys are rejected now, and why; replaced when it changes.
-    pub rejected: ArcSwap<Vec<Rejected>>,
+    pub rejected: ArcSwap<RejectedKeys>,
     /// The state of the source.
     pub status: watch::Sender<Status>,
+}
+
+/// The keys that are not in force as written.
+#[derive(Clone, Debug, Default)]
+pub struct RejectedKeys {
+    /// The first of them, by key; a whole bad prefix may be more than anybody reads.
+    pub shown: Vec<Rejected>,
+    /// How many there are, shown or not.
+    pub total: usize,
 }
 
 /// A key that is not in force as written.

@@ -21,6 +21,9 @@ const UPDATES: usize = 64;
 /// How long the last lines of the access log may take.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the control plane may take to end: applying a million keys can't be interrupted, and nobody needs it now.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What an instance is told while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -134,7 +137,7 @@ impl Server {
             }
         };
         // The source lets go of what it watches before anybody takes that away.
-        self.control_plane.shutdown().await;
+        let _ = time::timeout(CONTROL_PATIENCE, self.control_plane.shutdown()).await;
         if let Some(access_log) = &self.access_log {
             let close = {
                 let access_log = access_log.clone();

@@ -115,13 +115,19 @@ impl Deadline {
 
     /// `future`'s output, or `None` when the deadline fires first.
     pub async fn limit<F: Future>(&self, future: F) -> Option<F::Output> {
-        let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => self.poll(cx).map(|()| None),
-        })
-        .await
+        limit(Some(self), future).await
     }
+}
+
+/// `future`'s output, or `None` when the deadline, if there is one, fires first.
+pub async fn limit<F: Future>(deadline: Option<&Deadline>, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| match (future.as_mut().poll(cx), deadline) {
+        (Poll::Ready(output), _) => Poll::Ready(Some(output)),
+        (Poll::Pending, Some(deadline)) => deadline.poll(cx).map(|()| None),
+        (Poll::Pending, None) => Poll::Pending,
+    })
+    .await
 }
 
 impl Drop for Deadline {

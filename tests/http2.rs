@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use crate::support::{
+    http::Wire,
     origin::{Origin, Refusing},
     tls::Authority,
     waypost::{Waypost, eventually},
@@ -210,23 +211,6 @@ async fn an_error_in_answer_to_head_has_no_body() {
 }
 
 #[tokio::test]
-async fn frames_between_requests_are_no_request_head_that_takes_too_long() {
-    let origin = Origin::named("ok").await;
-    let waypost = in_front_of(&origin).await;
-    let stream = TcpStream::connect(waypost.address()).await.unwrap();
-    let (mut client, mut connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
-    // Acknowledges the settings, then says nothing for longer than a head may take.
-    let idle = timeout(Duration::from_secs(12), &mut connection).await;
-    assert!(idle.is_err(), "the connection ended: {idle:?}");
-    tokio::spawn(connection);
-    let asking = request("GET", "/", full(""));
-    let response = client.send_request(asking).await.unwrap();
-    assert_eq!(text(response).await.0, "ok");
-}
-
-#[tokio::test]
 async fn errors_and_cut_bodies_are_seen_and_spare_other_streams() {
     let waypost = Waypost::builder().start().await;
     let refusing = Refusing::new();
@@ -401,4 +385,21 @@ async fn h2load_loses_no_request() {
         );
     }
     eventually("all are counted", async || origin.requests().len() == 4000).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_no_slow_request() {
+    let waypost = Waypost::builder().start().await;
+    let mut client = Wire::connect(waypost.address()).await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    client.send(b"\0\0\0\x04\0\0\0\0\0").await;
+    let ping = b"\0\0\x08\x06\0\0\0\0\x0012345678";
+    client.send(ping).await;
+    client.take_until("12345678").await.unwrap();
+    // Beyond the time that a request's head may take.
+    let told_off = client.take_until("HTTP/1.1 408");
+    let told_off = timeout(Duration::from_millis(10_600), told_off).await;
+    assert!(told_off.is_err(), "{told_off:?}");
+    client.send(ping).await;
+    client.take_until("12345678").await.unwrap();
 }

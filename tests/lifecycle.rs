@@ -158,6 +158,37 @@ async fn sigint_skips_the_delay() {
 }
 
 #[tokio::test]
+async fn idle_connections_are_closed_in_order_and_hold_up_nothing() {
+    let (mut waypost, _sample) = serving(Waypost::builder().flag("--drain-delay", "0")).await;
+    let mut fresh = TcpStream::connect(waypost.address()).await.unwrap();
+    let mut kept = TcpStream::connect(waypost.address()).await.unwrap();
+    kept.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("\r\n\r\n127.0.0.1:") {
+        assert_ne!(kept.read_buf(&mut answer).await.unwrap(), 0);
+    }
+    waypost.signal("TERM");
+    for idle in [&mut fresh, &mut kept] {
+        let mut rest = Vec::new();
+        let end = timeout(DEADLINE, idle.read_to_end(&mut rest)).await;
+        end.expect("in time").expect("an end, no reset");
+    }
+    drop((fresh, kept));
+    assert_eq!(waypost.wait_exit().await, Some(0));
+    waypost.log().until("every request was finished").await;
+}
+
+#[tokio::test]
+async fn an_instance_that_never_had_routes_ends_as_well() {
+    let nobody = ["http://127.0.0.1:1".to_owned()];
+    let mut waypost = Waypost::builder().etcd(&nobody).spawn().await;
+    waypost.signal("INT");
+    assert_eq!(waypost.wait_exit().await, Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_at_once() {
     for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "INT")] {
         let builder = Waypost::builder().flag("--drain-delay", "10m");

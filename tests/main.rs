@@ -2,8 +2,10 @@
 
 mod access_log;
 mod admin_api;
+mod balancing;
 mod certificates;
 mod commands;
+mod demo;
 mod directory_live;
 mod etcd_access;
 mod etcd_faults;
@@ -20,7 +22,9 @@ mod http_retry;
 mod http_streaming;
 mod http_tls;
 mod http_upgrade;
+mod keys_live;
 mod lifecycle;
+mod outputs;
 mod put_delete;
 mod routes_live;
 mod start_up;

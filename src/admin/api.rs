@@ -9,17 +9,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use tokio::time;
+use tokio::{task, time};
 
 use super::{
     Admin,
-    explain::{self, Explanation, MemberView, Policy},
+    explain::{self, Explanation},
     stale_for,
+    view::RouteView,
 };
 use crate::{
     config::values,
     live::Rejected,
-    route::{HostPattern, Revision, Route, settings::Balance},
+    route::{HostPattern, Revision, Route, Table},
 };
 
 /// Most routes, or rejected keys, in one page.
@@ -99,7 +100,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> 
         hosts: counts.hosts,
         routes: counts.routes,
         members: counts.members,
-        rejected_keys: admin.live.rejected.load().len(),
+        rejected_keys: admin.live.rejected.load().total,
     })
 }
 
@@ -120,34 +121,6 @@ pub(super) struct RoutesPage {
     next: Option<Arc<str>>,
 }
 
-#[derive(Serialize)]
-pub(super) struct RouteView {
-    pub(super) name: Arc<str>,
-    pub(super) host: String,
-    pub(super) path_prefix: String,
-    pub(super) balance: Balance,
-    pub(super) settings_key: Option<Arc<str>>,
-    pub(super) settings_mod_revision: Option<Revision>,
-    pub(super) members: Vec<MemberView>,
-}
-
-impl RouteView {
-    pub(super) fn of(route: &Route, policy: &Policy) -> Self {
-        let settings_key = route.settings_key.as_deref();
-        let view = |member| MemberView::of(member, &policy.deny);
-        let members = route.members.iter().map(view).collect();
-        Self {
-            name: route.name.clone(),
-            host: route.host.to_string(),
-            path_prefix: route.prefix.as_str().to_owned(),
-            balance: route.settings.balance.unwrap_or(policy.balance),
-            settings_key: settings_key.map(|version| version.key.clone()),
-            settings_mod_revision: settings_key.map(|version| version.mod_revision),
-            members,
-        }
-    }
-}
-
 pub(super) async fn routes(
     State(admin): State<Arc<Admin>>,
     parameters: Parameters<RoutesQuery>,
@@ -165,31 +138,40 @@ pub(super) async fn routes(
     };
     let revision = admin.applied();
     let table = admin.live.table.load_full();
+    // A page of a large table takes a while to find: not on a thread that others wait for.
+    let page = task::spawn_blocking(move || {
+        let page = page(&table, host.as_ref(), &query.after, limit);
+        let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
+        RoutesPage {
+            revision,
+            routes: page.routes.iter().map(view).collect(),
+            next: page.next,
+        }
+    });
+    let ended = |_| Error::new(StatusCode::SERVICE_UNAVAILABLE, "this instance is ending");
+    page.await.map(Json).map_err(ended)
+}
+
+struct Page {
+    routes: Vec<Arc<Route>>,
+    next: Option<Arc<str>>,
+}
+
+fn page(table: &Table, host: Option<&HostPattern>, after: &str, limit: usize) -> Page {
     // One more than asked for tells whether there is a next page.
-    let mut page: Vec<Arc<Route>> = match host {
-        None => table.page(&query.after, limit + 1),
+    let mut routes: Vec<Arc<Route>> = match host {
+        None => table.page(after, limit + 1),
         Some(host) => {
-            let of_host = table.routes().filter(|route| route.host == host);
-            let mut page: Vec<_> = of_host
-                .filter(|route| *route.name > *query.after)
-                .cloned()
-                .collect();
-            page.sort_by(|a, b| a.name.cmp(&b.name));
-            page
+            let of_host = table.routes_of(host).iter();
+            let further = of_host.filter(|route| &*route.name > after);
+            further.take(limit + 1).cloned().collect()
         }
     };
-    let has_more = page.len() > limit;
-    page.truncate(limit);
-    let next = page
-        .last()
-        .filter(|_| has_more)
-        .map(|last| last.name.clone());
-    let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
-    Ok(Json(RoutesPage {
-        revision,
-        routes: page.iter().map(view).collect(),
-        next,
-    }))
+    let has_more = routes.len() > limit;
+    routes.truncate(limit);
+    let last = routes.last().filter(|_| has_more);
+    let next = last.map(|last| last.name.clone());
+    Page { routes, next }
 }
 
 #[derive(Deserialize)]
@@ -213,8 +195,8 @@ pub(super) async fn rejected(
     let limit = query.limit.unwrap_or(LARGEST_PAGE);
     let rejected = admin.live.rejected.load_full();
     Ok(Json(RejectedPage {
-        total: rejected.len(),
-        rejected: rejected.iter().take(limit).cloned().collect(),
+        total: rejected.total,
+        rejected: rejected.shown.iter().take(limit).cloned().collect(),
     }))
 }
 

@@ -1,27 +1,10 @@
 //! Why a request goes where it goes. Pure: a table and a URL in, an explanation out.
 
-use std::sync::Arc;
-
 use http::Uri;
 use serde::Serialize;
 
-use super::api::RouteView;
-use crate::{
-    route::{
-        Member, Revision, Route, Table, host,
-        settings::{Balance, HostHeader},
-        table::Miss,
-    },
-    upstream::{Endpoint, Protocol, dial::Deny},
-};
-
-/// What flags add to what keys say.
-pub(super) struct Policy {
-    /// For routes that don't say.
-    pub(super) balance: Balance,
-    /// What is never dialled.
-    pub(super) deny: Deny,
-}
+use super::view::{Policy, RouteView, is_denied};
+use crate::route::{Member, Revision, Route, Table, host, settings::HostHeader, table::Miss};
 
 /// The request to explain.
 #[derive(Debug)]
@@ -94,50 +77,6 @@ pub(super) struct Forward {
     /// Path and query.
     target: String,
     host: String,
-}
-
-/// A member and where it comes from.
-#[derive(Serialize)]
-pub(super) struct MemberView {
-    upstream: Arc<str>,
-    weight: u32,
-    protocol: &'static str,
-    tls: bool,
-    /// Whether there is an address to dial.
-    resolved: bool,
-    /// Whether `--upstream-deny`, or being our own admin address, keeps it from being dialled.
-    denied: bool,
-    /// The same upstream by another key: gets no requests of its own.
-    alias: bool,
-    key: Arc<str>,
-    mod_revision: Revision,
-}
-
-impl MemberView {
-    pub(super) fn of(member: &Member, deny: &Deny) -> Self {
-        let identity = &member.upstream.identity;
-        Self {
-            upstream: member.upstream.name.clone(),
-            weight: member.weight,
-            protocol: match identity.protocol {
-                Protocol::Http1 => "http1",
-                Protocol::H2 => "h2",
-            },
-            tls: identity.tls.is_some(),
-            resolved: !matches!(identity.endpoint, Endpoint::Unresolved(..)),
-            denied: is_denied(member, deny),
-            alias: member.is_alias,
-            key: member.key.key.clone(),
-            mod_revision: member.key.mod_revision,
-        }
-    }
-}
-
-fn is_denied(member: &Member, deny: &Deny) -> bool {
-    match member.upstream.identity.endpoint {
-        Endpoint::Tcp { address, .. } => deny.denies(address),
-        Endpoint::Unresolved(..) | Endpoint::Unix(_) => false,
-    }
 }
 
 /// Follows the request through the table; `None` stands for no table yet.

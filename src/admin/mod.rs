@@ -3,6 +3,7 @@
 
 mod api;
 mod explain;
+mod view;
 
 use std::{
     sync::{
@@ -22,7 +23,7 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-use self::explain::Policy;
+use self::view::Policy;
 use crate::{
     config::Config,
     live::{Live, Status},

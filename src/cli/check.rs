@@ -2,7 +2,13 @@
 
 mod dump;
 
-use std::{fmt::Display, fs, io::Read, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::{Display, Write as _},
+    fs,
+    io::{self, Read},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::FromArgMatches;
@@ -66,7 +72,7 @@ impl Check {
                 (entries, Vec::new())
             }
         };
-        Ok(report(&prefix, &entries, &unreadable))
+        Ok(report(&prefix, &entries, &unreadable)?)
     }
 
     fn resolve(self) -> anyhow::Result<(Source, String)> {
@@ -120,34 +126,36 @@ impl Check {
     }
 }
 
-fn read(file: &PathBuf) -> std::io::Result<Vec<u8>> {
+fn read(file: &PathBuf) -> io::Result<Vec<u8>> {
     if file.as_os_str() != "-" {
         return fs::read(file);
     }
     let mut text = Vec::new();
-    std::io::stdin().read_to_end(&mut text)?;
+    io::stdin().read_to_end(&mut text)?;
     Ok(text)
 }
 
-fn report(prefix: &str, entries: &[Entry], unreadable: &[String]) -> ExitCode {
+fn report(prefix: &str, entries: &[Entry], unreadable: &[String]) -> std::io::Result<ExitCode> {
     let rejected = publish::check(prefix, entries);
+    let mut text = String::new();
     for problem in unreadable {
-        println!("{problem}");
+        let _ = writeln!(text, "{problem}");
     }
     for rejected in &rejected {
-        println!("{}: {}", rejected.key, rejected.reason);
+        let _ = writeln!(text, "{}: {}", rejected.key, rejected.reason);
     }
     let keys = count(entries.len(), "key");
-    match rejected.len() + unreadable.len() {
-        0 => {
-            println!("{keys} checked, no problems");
-            ExitCode::SUCCESS
-        }
-        problems => {
-            println!("{keys} checked, {}", count(problems, "problem"));
-            ExitCode::FAILURE
-        }
-    }
+    let problems = rejected.len() + unreadable.len();
+    let summary = match problems {
+        0 => "no problems".to_owned(),
+        problems => count(problems, "problem"),
+    };
+    let _ = writeln!(text, "{keys} checked, {summary}");
+    super::print(&text)?;
+    Ok(match problems {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
 }
 
 fn count(number: usize, noun: impl Display) -> String {

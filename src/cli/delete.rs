@@ -51,7 +51,7 @@ impl Delete {
                 .and_then([TxnOp::delete(key.as_str(), None), record.write(&prefix)?]);
             let written = connection.commit(txn).await?;
             if written.succeeded {
-                println!("revision {}", written.revision);
+                super::print(&format!("revision {}\n", written.revision))?;
                 return Ok(ExitCode::SUCCESS);
             }
         }

@@ -12,7 +12,7 @@ use self::{store::Store, upstreams::Upstreams};
 use super::serve;
 use crate::{
     config::{Config, ListenerConfig, ServeArgs, values},
-    server::{End, Server},
+    server::{End, Server, Signal},
     telemetry::logging,
 };
 
@@ -65,7 +65,8 @@ impl Demo {
     /// Names the port that is busy, or what else is in the way.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         logging::start("warn", crate::config::LogFormat::Text);
-        let signals = serve::signals()?;
+        // A terminal that is closed ends it, too.
+        let signals = serve::signals(Signal::Interrupt)?;
         let upstreams = Upstreams::start(ROUTED + 1).await?;
         let store = Store::start(self.directory).await?;
         let (routed, spare) = upstreams.addresses().split_at(ROUTED);
@@ -83,13 +84,12 @@ impl Demo {
 
         let accepting = server.addresses();
         let port = accepting.first().map_or(0, SocketAddr::port);
-        println!(
-            "{}",
-            introduction(&store, routed, spare[0], port, server.admin_address())
-        );
+        let address = server.admin_address();
+        let introduction = introduction(&store, routed, spare[0], port, address);
+        super::print(&format!("{introduction}\n"))?;
         let end = server.run(signals).await;
         store.stop().await;
-        println!("The demo has ended; nothing of it is left.");
+        super::print("The demo has ended; nothing of it is left.\n")?;
         Ok(match end {
             End::Finished => ExitCode::SUCCESS,
             End::Cut => ExitCode::FAILURE,

@@ -29,7 +29,7 @@ impl Healthcheck {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let path = if self.ready { "/readyz" } else { "/livez" };
         let (status, body) = fetch(&self.admin.admin, path, Duration::from_secs(5)).await?;
-        print!("{}", String::from_utf8_lossy(&body));
+        super::print(&String::from_utf8_lossy(&body))?;
         Ok(match status.is_success() {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,

@@ -13,7 +13,12 @@ mod target;
 pub mod version;
 pub mod wait;
 
-use std::{env, ffi::OsString, io, process::ExitCode};
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -103,6 +108,15 @@ fn blocking(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
         .enable_all()
         .build()?
         .block_on(command)
+}
+
+/// Prints on standard output. Whoever has stopped reading has seen enough: the exit code still tells the verdict.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// What clap has to say: help and version on standard output, a usage error on standard error.

@@ -51,7 +51,7 @@ impl Put {
         let connection = Connector::new(config)?.answering(&prefix).await?;
         let txn = Txn::new().and_then([TxnOp::put(target.key, json, None), record.write(&prefix)?]);
         let written = connection.commit(txn).await?;
-        println!("revision {}", written.revision);
+        super::print(&format!("revision {}\n", written.revision))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -55,7 +55,7 @@ impl Serve {
             .enable_all()
             .build()?;
         let end = runtime.block_on(async {
-            let signals = signals()?;
+            let signals = signals(Signal::Reload)?;
             let server = Server::start(config).await?;
             anyhow::Ok(server.run(signals).await)
         });
@@ -68,13 +68,13 @@ impl Serve {
     }
 }
 
-/// The process's signals, as they come.
-pub(super) fn signals() -> anyhow::Result<mpsc::Receiver<Signal>> {
+/// The process's signals, as they come; SIGHUP means what `hangup` says.
+pub(super) fn signals(hangup: Signal) -> anyhow::Result<mpsc::Receiver<Signal>> {
     let (sender, receiver) = mpsc::channel(8);
     for (kind, meaning) in [
         (SignalKind::terminate(), Signal::Terminate),
         (SignalKind::interrupt(), Signal::Interrupt),
-        (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::hangup(), hangup),
     ] {
         let mut stream = signal(kind).context("could not listen for signals")?;
         let sender = sender.clone();

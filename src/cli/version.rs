@@ -14,9 +14,9 @@ impl Version {
     ///
     /// # Errors
     ///
-    /// None.
+    /// When standard output takes nothing.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        println!("waypost {}", env!("CARGO_PKG_VERSION"));
+        super::print(concat!("waypost ", env!("CARGO_PKG_VERSION"), "\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -8,6 +8,9 @@ use percent_encoding::percent_decode_str;
 use super::{AccessLogConfig, AccessLogFormat, CertificateFiles, ListenerConfig, ListenerTls};
 use crate::route::settings::Balance;
 
+/// Longest time a flag takes. Far beyond any use, and no clock overflows when it is added to.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// `10.0.0.0/8,192.0.2.1`, or `none`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(pub Vec<IpNet>);
@@ -149,13 +152,17 @@ pub fn balance(text: &str) -> Result<Balance, String> {
     }
 }
 
-/// `5s`, `1m30s`, `0`.
+/// `5s`, `1m30s`, `0`; up to [`LONGEST`].
 pub fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    humantime::parse_duration(text)
-        .map_err(|_| "write a number and a unit, such as 500ms, 5s or 1m".into())
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "write a number and a unit, such as 500ms, 5s or 1m")?;
+    if duration > LONGEST {
+        return Err("that is over the limit of 365 days".into());
+    }
+    Ok(duration)
 }
 
 /// For flags that are known but don't work in this version.
@@ -275,7 +282,7 @@ mod tests {
     fn durations_need_a_unit() {
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
-        for bad in ["", "5", "-1s", "5 parsecs"] {
+        for bad in ["", "5", "-1s", "5 parsecs", "366days", "300000000000years"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -199,7 +199,9 @@ impl Journey<'_> {
     ) -> Result<Connection, Failure> {
         let begun = Instant::now();
         deadline.arm(self.route.settings.timeouts.connect);
-        let dialled = deadline.limit(self.proxy.dialler.dial(upstream)).await;
+        // Boxed: a connect with its TLS handshake is large, and most requests carry the room for it in vain.
+        let dial = Box::pin(self.proxy.dialler.dial(upstream));
+        let dialled = deadline.limit(dial).await;
         deadline.disarm();
         match dialled {
             Some(Ok(connection)) => {

@@ -37,7 +37,7 @@ use target::Target;
 use crate::{
     live::Live,
     route::{Route, table::Miss},
-    sweep::Sweep,
+    sweep::{self, Sweep},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{dial::Dialler, http1::head::MAX_FIELDS, pool::Pools, request_body::RequestBody},
 };
@@ -187,10 +187,7 @@ impl Proxy {
             deadline.arm(limit);
             deadline
         });
-        let answered = match &request_deadline {
-            None => Some(journey.run(body, record).await),
-            Some(deadline) => deadline.limit(journey.run(body, record)).await,
-        };
+        let answered = sweep::limit(request_deadline.as_ref(), journey.run(body, record)).await;
         let outcome = answered.unwrap_or_else(|| {
             Err(Failure::new(
                 StatusCode::GATEWAY_TIMEOUT,

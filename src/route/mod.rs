@@ -2,6 +2,7 @@
 
 pub mod entry;
 pub mod host;
+mod json;
 pub mod key;
 pub mod path;
 pub mod settings;
@@ -54,9 +55,12 @@ impl Route {
             let identity = &self.members[member].upstream.identity;
             !matches!(identity.endpoint, Endpoint::Unresolved(..))
         };
-        self.balancer
-            .pick(|member| is_untried(member) && is_resolved(member))
-            .or_else(|| self.balancer.pick(is_untried))
+        let is_good = |member: usize| is_untried(member) && is_resolved(member);
+        let picked = match tried {
+            [] => self.balancer.pick(is_good),
+            _ => self.balancer.pick_again(is_good),
+        };
+        picked.or_else(|| self.balancer.pick_again(is_untried))
     }
 
     /// Which route this is.

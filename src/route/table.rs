@@ -75,10 +75,15 @@ impl Table {
 
     /// The route of exactly this pattern and prefix.
     pub fn route(&self, id: &RouteId) -> Option<&Arc<Route>> {
-        self.routes_of(&id.host)?.at(&id.prefix)
+        self.host_routes(&id.host)?.at(&id.prefix)
     }
 
-    fn routes_of(&self, host: &HostPattern) -> Option<&HostRoutes> {
+    /// The routes of exactly this pattern, ordered by prefix, and so by name.
+    pub fn routes_of(&self, host: &HostPattern) -> &[Arc<Route>] {
+        self.host_routes(host).map_or(&[], HostRoutes::as_slice)
+    }
+
+    fn host_routes(&self, host: &HostPattern) -> Option<&HostRoutes> {
         match host {
             HostPattern::Exact(host) => self.exact.get(host),
             HostPattern::Wildcard(suffix) => self.wildcard.get(suffix),
@@ -89,7 +94,7 @@ impl Table {
     /// Puts a route in, in place of the one with the same host and prefix.
     pub fn insert(&mut self, route: Arc<Route>) {
         let host = route.host.clone();
-        let before = self.routes_of(&host);
+        let before = self.host_routes(&host);
         let mut counts = self.counts;
         counts.hosts += usize::from(before.is_none());
         counts.routes += 1;
@@ -108,7 +113,7 @@ impl Table {
 
     /// Takes a route out.
     pub fn remove(&mut self, id: &RouteId) {
-        let Some(before) = self.routes_of(&id.host) else {
+        let Some(before) = self.host_routes(&id.host) else {
             return;
         };
         let Some(removed) = before.at(&id.prefix) else {

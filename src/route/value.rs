@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, IgnoredAny},
-};
+use serde::{Deserialize, Deserializer, de};
 
+use super::json::{from_json, is_json_object, object};
 use crate::upstream::{Protocol, TlsOptions};
 
 /// Longest value we take, of an upstream or of settings, in bytes.
@@ -111,7 +109,7 @@ impl<'de> Deserialize<'de> for Weight {
 )]
 enum WrittenTls {
     Switch(bool),
-    Options(WrittenTlsOptions),
+    Options(#[serde(deserialize_with = "object")] WrittenTlsOptions),
 }
 
 #[derive(Deserialize)]
@@ -186,24 +184,6 @@ impl WrittenTlsOptions {
     }
 }
 
-/// By its first byte and its syntax: `{"a": 1` is text like any other.
-fn is_json_object(value: &[u8]) -> bool {
-    value.trim_ascii_start().first() == Some(&b'{')
-        && serde_json::from_slice::<IgnoredAny>(value).is_ok()
-}
-
-/// Errors name the field by its path: `timeouts.connect: ...`.
-pub(super) fn from_json<'de, T: Deserialize<'de>>(value: &'de [u8]) -> Result<T, BadValue> {
-    let mut json = serde_json::Deserializer::from_slice(value);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        match path.as_str() {
-            "." => BadValue::Field(error.into_inner().to_string()),
-            path => BadValue::field(path, error.into_inner()),
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +255,11 @@ mod tests {
             (r#"{"wieght": 5}"#, "unknown field `wieght`"),
             (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
             (r#"{"tls": 5}"#, "tls: expected true, false"),
+            (r#"{"tls": []}"#, "tls: expected true, false"),
+            (
+                r#"{"tls": [null, null, true]}"#,
+                "tls: expected true, false",
+            ),
             (
                 r#"{"tls": {"sni": "a b"}}"#,
                 "tls.sni: \"a b\" is no host name",

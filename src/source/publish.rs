@@ -45,7 +45,7 @@ const MOST_UPDATES_A_SWAP: usize = 256;
 /// so that hardly any route is opened twice.
 const MOST_DRAFTS: usize = 1024;
 
-/// How long the first table waits for the names in it.
+/// How long a table waits for names that are new in it.
 const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Applies updates and publishes tables.
@@ -125,14 +125,14 @@ impl Publisher {
                 self.apply(update);
             }
             self.build_drafts();
-            if self.live.applied.borrow().is_none() && self.revision.is_some() {
+            if self.names.has_open() {
                 self.await_first_answers().await;
             }
             self.publish();
         }
     }
 
-    /// So that a start with names in the table doesn't begin with requests failing.
+    /// So that a name that is new, at the start or in place of an address, doesn't begin with requests failing.
     async fn await_first_answers(&mut self) {
         let answers = async {
             while self.names.has_open() {
@@ -141,7 +141,8 @@ impl Publisher {
             }
         };
         if tokio::time::timeout(FIRST_ANSWERS, answers).await.is_err() {
-            debug!("the first table goes out with names that are not resolved yet");
+            debug!("the table goes out with names that are not resolved yet");
+            self.names.give_up();
         }
         self.build_drafts();
     }
@@ -205,7 +206,7 @@ impl Publisher {
         };
         let mod_revision = entry.mod_revision;
         let known = draft.mod_revision(text);
-        if origin == Origin::Stream && known.max(rejected_at) > Some(mod_revision) {
+        if is_seen(origin, rejected_at.or(known), mod_revision) {
             return;
         }
         let is_change = match entry::meaning(key, &entry.value) {
@@ -242,15 +243,17 @@ impl Publisher {
     }
 
     fn delete(&mut self, raw_key: &Bytes, mod_revision: Revision, origin: Origin) {
-        let is_seen = |known: Option<Revision>| {
-            origin == Origin::Stream && known.is_some_and(|known| known > mod_revision)
-        };
-        if is_seen(self.rejections.mod_revision(raw_key)) {
+        let rejected_at = self.rejections.mod_revision(raw_key);
+        if is_seen(origin, rejected_at, mod_revision) {
             return;
         }
         if let Ok(key) = key::parse(&self.prefix, raw_key)
             && let Some((text, draft)) = self.open(&key, raw_key)
-            && !is_seen(draft.mod_revision(text))
+            && !is_seen(
+                origin,
+                rejected_at.or(draft.mod_revision(text)),
+                mod_revision,
+            )
             && draft.delete(text)
         {
             debug!(key = text, mod_revision, "key deleted");
@@ -277,6 +280,10 @@ impl Publisher {
 
     fn build_drafts(&mut self) {
         let mut drafts = std::mem::take(&mut self.drafts);
+        // All of them first: a name that moves from one route to another is in use throughout.
+        for draft in drafts.values().filter(|draft| draft.is_changed()) {
+            self.names.take_up(draft);
+        }
         for (_, draft) in drafts.drain() {
             if draft.is_changed() {
                 self.build(draft);
@@ -288,7 +295,7 @@ impl Publisher {
 
     fn build(&mut self, draft: Draft) {
         let id = draft.id().clone();
-        self.names.follow(&draft);
+        self.names.let_go(&draft);
         let names = &self.names;
         let route = draft.build(&mut Workshop {
             registry: &mut self.registry,
@@ -343,6 +350,12 @@ fn open<'d>(drafts: &'d mut HashMap<RouteId, Draft>, table: &Table, id: &RouteId
     drafts
         .entry(id.clone())
         .or_insert_with(|| Draft::open(id.clone(), table.route(id)))
+}
+
+/// Whether a change is older than what is known of its key. A rejected version is newer than the one in force, which
+/// may even be of another history and have a higher revision: so where there is one, `known` is its revision.
+fn is_seen(origin: Origin, known: Option<Revision>, mod_revision: Revision) -> bool {
+    origin == Origin::Stream && known.is_some_and(|known| known > mod_revision)
 }
 
 fn keys_of(route: &Route) -> impl Iterator<Item = &Arc<str>> {

@@ -12,6 +12,8 @@ pub fn start(filter: &str, format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // It would be told to standard error, and a standard error that nobody reads any more would then panic.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal());
     let _ = match format {
         LogFormat::Text => log.try_init(),

@@ -21,8 +21,8 @@ use super::process;
 /// How many routes, and how many upstreams, have series of their own.
 pub const OWN_SERIES: usize = 1000;
 
-/// Names longer than this are counted as `other`, so that no key can bloat every scrape.
-const LONGEST_NAME: usize = 300;
+/// Names longer than this are counted as `other`, so that no keys can bloat a scrape beyond 10 MB.
+const LONGEST_NAME: usize = 250;
 
 /// The label of everything beyond the bound.
 const OTHER: &str = "other";

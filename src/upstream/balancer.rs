@@ -71,6 +71,18 @@ impl Balancer {
         };
         picked.map(|&member| member as usize)
     }
+
+    /// As [`Self::pick`], for a request that has had its turn: at random by weight. Taking the next turn would let
+    /// the request after it begin with the member that just failed, and the one after that too.
+    pub fn pick_again(&self, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
+        let schedule = match self {
+            Self::Nobody | Self::Only(_) => return self.pick(is_usable),
+            Self::RoundRobin(round_robin) => &round_robin.schedule,
+            Self::Random(schedule) => schedule,
+        };
+        let picked = pick_at_random(schedule, |&member: &u32| is_usable(member as usize));
+        picked.map(|&member| member as usize)
+    }
 }
 
 impl RoundRobin {

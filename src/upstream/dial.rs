@@ -1,6 +1,10 @@
 //! Connecting to an upstream.
 
-use std::{io, net::IpAddr, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use rustls::pki_types::ServerName;
@@ -61,12 +65,14 @@ impl Deny {
             && (ip == admin
                 || admin.is_unspecified() && ip.is_loopback()
                 || ip.is_unspecified() && admin.is_loopback());
-        is_admin || self.networks.iter().any(|network| contains(network, ip))
+        // Connecting to 0.0.0.0 or [::] reaches this machine, so what keeps loopback out must keep these out too.
+        let ip = match ip {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        is_admin || self.networks.iter().any(|network| network.contains(&ip))
     }
-}
-
-fn contains(network: &IpNet, ip: IpAddr) -> bool {
-    network.contains(&ip)
 }
 
 impl Dialler {
@@ -119,7 +125,9 @@ mod tests {
     #[test]
     fn denied_networks_and_the_admin_address_are_not_dialled() {
         let deny = Deny::new(
-            vec!["169.254.0.0/16".parse().expect("a network")],
+            ["169.254.0.0/16", "127.1.0.0/16", "::1/128"]
+                .map(|network| network.parse().expect("a network"))
+                .into(),
             "127.0.0.1:9900".parse().expect("an address"),
         );
         for (address, denied) in [
@@ -128,6 +136,8 @@ mod tests {
             ("127.0.0.1:9900", true),
             ("[::ffff:127.0.0.1]:9900", true),
             ("0.0.0.0:9900", true),
+            ("[::]:80", true),
+            ("127.1.2.3:80", true),
             ("127.0.0.1:9901", false),
             ("10.0.0.1:9900", false),
         ] {

@@ -36,12 +36,21 @@ pub struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Loads nothing yet: the system's authorities are read when the first upstream needs them.
+    /// Loads nothing yet: the system's authorities are read when the first upstream needs them, or by
+    /// [`preload`](Self::preload).
     pub fn new() -> Self {
         Self {
             provider: Arc::new(aws_lc_rs::default_provider()),
             state: Mutex::default(),
         }
+    }
+
+    /// Reads the system's authorities, which takes up to tens of milliseconds: called off the workers, so that none
+    /// of them stands still at its first dial. Without any, only the upstreams that need them will fail, and say so.
+    pub fn preload(&self) {
+        let roots = load_system_roots();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.system_roots.get_or_insert(SystemRoots::read(roots));
     }
 
     /// What a dialler needs for the handshake with this upstream, which speaks HTTP/1.1 by ALPN. After the first
@@ -166,7 +175,25 @@ impl Trust {
 #[derive(Default)]
 struct State {
     configs: HashMap<Trust, Entry>,
-    system_roots: Option<Arc<RootCertStore>>,
+    system_roots: Option<SystemRoots>,
+}
+
+/// What reading the system's authorities came to. A failure is remembered for [`RECHECK`], or every dial would read
+/// the disk.
+struct SystemRoots {
+    outcome: Result<Arc<RootCertStore>, String>,
+    read: Instant,
+}
+
+impl SystemRoots {
+    fn read(outcome: Result<Arc<RootCertStore>, String>) -> Self {
+        let read = Instant::now();
+        Self { outcome, read }
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.outcome.is_err() && self.read.elapsed() >= RECHECK
+    }
 }
 
 struct Entry {
@@ -222,21 +249,29 @@ impl State {
     }
 
     fn system_roots(&mut self) -> Result<Arc<RootCertStore>, TlsError> {
-        if let Some(roots) = &self.system_roots {
-            return Ok(roots.clone());
+        if self
+            .system_roots
+            .as_ref()
+            .is_some_and(SystemRoots::is_outdated)
+        {
+            self.system_roots = None;
         }
-        let loaded = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(loaded.certs);
-        if roots.is_empty() {
-            let reason = loaded.errors.first().map(ToString::to_string);
-            let reason = reason.unwrap_or_else(|| "none found".to_owned());
-            return Err(TlsError::NoSystemRoots(reason));
-        }
-        let roots = Arc::new(roots);
-        self.system_roots = Some(roots.clone());
-        Ok(roots)
+        let roots = self
+            .system_roots
+            .get_or_insert_with(|| SystemRoots::read(load_system_roots()));
+        roots.outcome.clone().map_err(TlsError::NoSystemRoots)
     }
+}
+
+fn load_system_roots() -> Result<Arc<RootCertStore>, String> {
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(loaded.certs);
+    if roots.is_empty() {
+        let reason = loaded.errors.first().map(ToString::to_string);
+        return Err(reason.unwrap_or_else(|| "none found".to_owned()));
+    }
+    Ok(Arc::new(roots))
 }
 
 fn read_authorities(path: &str, provider: &Arc<CryptoProvider>) -> Result<Authorities, TlsError> {

@@ -5,6 +5,7 @@
 //! with linger after an early answer, by reset where a cut close-delimited reply would look whole.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -20,6 +21,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use super::connection::Protocol;
 use crate::proxy::client::{Client, Expiry, Phase};
 
 /// Vectored writes up to this many bytes are copied together: below it one `write` is cheaper than a `writev`.
@@ -42,11 +44,17 @@ impl ClientStream {
     }
 }
 
+thread_local! {
+    /// Where small vectored writes are copied together.
+    static FLAT: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(FLATTEN));
+}
+
 /// The stamped stream.
 pub struct ClientIo {
     stream: ClientStream,
     /// Bytes read while sniffing, read again first.
     replay: Bytes,
+    protocol: Protocol,
     state: Rc<Client>,
     /// An interim head that is partly written: nothing may come between its bytes.
     interim: BytesMut,
@@ -55,10 +63,11 @@ pub struct ClientIo {
 
 impl ClientIo {
     /// Wraps a stream whose first bytes, `replay`, were read already.
-    pub fn new(stream: ClientStream, replay: Bytes, state: Rc<Client>) -> Self {
+    pub fn new(stream: ClientStream, replay: Bytes, protocol: Protocol, state: Rc<Client>) -> Self {
         Self {
             stream,
             replay,
+            protocol,
             state,
             interim: BytesMut::new(),
             read_eof: false,
@@ -215,8 +224,9 @@ impl AsyncRead for ClientIo {
         }
         if buf.filled().len() == before {
             this.read_eof = true;
-        } else {
-            this.state.received();
+        } else if this.protocol == Protocol::Http1 && this.state.phase() == Phase::Idle {
+            // Of HTTP/2 these may be frames that are no request's, such as a ping.
+            this.state.head_began();
         }
         Poll::Ready(Ok(()))
     }
@@ -247,13 +257,13 @@ impl AsyncWrite for ClientIo {
         }
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         if total <= FLATTEN {
-            let mut flat = [0; FLATTEN];
-            let mut filled = 0;
-            for buf in bufs {
-                flat[filled..filled + buf.len()].copy_from_slice(buf);
-                filled += buf.len();
-            }
-            return self.poll_message_write(cx, &flat[..filled]);
+            return FLAT.with_borrow_mut(|flat| {
+                flat.clear();
+                for buf in bufs {
+                    flat.extend_from_slice(buf);
+                }
+                self.poll_message_write(cx, flat)
+            });
         }
         ready!(self.poll_begin_write(cx))?;
         let result = match &mut self.stream {

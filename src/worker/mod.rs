@@ -95,6 +95,12 @@ impl DataPlane {
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
 
+        let upstream_tls = Arc::new(UpstreamTls::new());
+        let preloading = upstream_tls.clone();
+        std::thread::Builder::new()
+            .name("authorities".to_owned())
+            .spawn(move || preloading.preload())
+            .context("starting a thread")?;
         let shared = Shared {
             live,
             metrics,
@@ -107,7 +113,7 @@ impl DataPlane {
                     .collect::<TrustedProxies>(),
             ),
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), config.admin)),
-            tls: Arc::new(UpstreamTls::new()),
+            tls: upstream_tls,
             limits: ClientLimits::default(),
         };
         let mut by_worker: Vec<Vec<Accepting>> = (0..config.workers).map(|_| Vec::new()).collect();

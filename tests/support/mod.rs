@@ -1,5 +1,6 @@
 //! What the tests start and drive: real processes and sockets, on ports of their own.
 
+pub mod command;
 pub mod etcd;
 pub mod follower;
 pub mod http;

@@ -1,15 +1,10 @@
 //! A real Waypost process on ports of its own, killed with its owner; its log is shown when a test fails.
 
 use std::{
-    env, fs,
-    fs::File,
-    io::{BufRead, BufReader},
+    fs,
     net::SocketAddr,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::Stdio,
     thread,
-    time::{Duration, Instant},
 };
 
 use http_body_util::{BodyExt, Empty};
@@ -17,20 +12,11 @@ use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{
-    net::TcpStream,
-    process::{Child, Command},
-    sync::watch,
-    time::{sleep, timeout},
+use tokio::{net::TcpStream, process::Child, time::timeout};
+
+pub use super::command::{
+    BINARY, DEADLINE, Ended, Lines, command, ended, eventually, signal, waypost,
 };
-
-/// How long anything may take that is waited for here.
-pub const DEADLINE: Duration = Duration::from_secs(15);
-
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// The binary that is tested.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_waypost");
 
 /// A running `waypost serve`.
 pub struct Waypost {
@@ -40,18 +26,6 @@ pub struct Waypost {
     admin: SocketAddr,
     addresses: Vec<SocketAddr>,
     hosts: Option<TempDir>,
-}
-
-/// What a process printed so far, line by line.
-#[derive(Clone)]
-pub struct Lines(watch::Receiver<Vec<String>>);
-
-/// How a process ended that was run to its end.
-#[derive(Debug)]
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
 }
 
 /// What `waypost serve` is told.
@@ -124,12 +98,7 @@ impl Builder {
             let listeners = addresses_in(lines, " listening ");
             (listeners.len() == count).then_some((admin, listeners))
         };
-        let mut news = lines.0.clone();
-        let all_open = news.wait_for(|lines| opened(lines).is_some());
-        let found = match timeout(DEADLINE, all_open).await {
-            Ok(Ok(lines)) => opened(&lines),
-            _ => None,
-        };
+        let found = lines.find(opened).await;
         let Some((admin, addresses)) = found else {
             panic!("waypost opened no ports:\n{}", lines.text());
         };
@@ -338,97 +307,6 @@ impl Drop for Waypost {
         }
         let _ = self.child.start_kill();
     }
-}
-
-impl Lines {
-    /// What comes out of this pipe, read by a thread of its own so that it never fills.
-    pub fn of(pipe: Option<OwnedFd>) -> Self {
-        let pipe = BufReader::new(File::from(pipe.expect("it is piped")));
-        let (sender, receiver) = watch::channel(Vec::new());
-        thread::spawn(move || {
-            for line in pipe.lines().map_while(Result::ok) {
-                sender.send_modify(|lines| lines.push(line));
-            }
-        });
-        Self(receiver)
-    }
-
-    pub fn text(&self) -> String {
-        self.all().iter().map(|line| format!("{line}\n")).collect()
-    }
-
-    pub fn all(&self) -> Vec<String> {
-        self.0.borrow().clone()
-    }
-
-    /// Waits for the first line with this text in it.
-    pub async fn until(&self, text: &str) -> String {
-        let mut lines = self.0.clone();
-        let of = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
-        let found = match timeout(DEADLINE, lines.wait_for(|lines| of(lines).is_some())).await {
-            Ok(Ok(lines)) => of(&lines),
-            _ => None,
-        };
-        match found {
-            Some(line) => line,
-            None => panic!("no line has {text:?}:\n{}", self.text()),
-        }
-    }
-}
-
-/// `waypost` with these arguments, run to its end.
-pub async fn waypost(arguments: &[&str]) -> Ended {
-    let child = command(arguments).spawn().expect("the binary runs");
-    ended(child).await
-}
-
-/// `waypost` with these arguments: no variable of ours reaches it, its output is piped, and it dies with its owner.
-pub fn command(arguments: &[impl AsRef<str>]) -> Command {
-    let mut command = Command::new(BINARY);
-    command
-        .args(arguments.iter().map(AsRef::as_ref))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("WAYPOST_") || text.starts_with("ETCDCTL_") {
-            command.env_remove(&name);
-        }
-    }
-    command
-}
-
-/// Looks until it is so.
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "within {DEADLINE:?} not: {what}");
-        sleep(PAUSE).await;
-    }
-}
-
-/// Waits until it ended by itself.
-pub async fn ended(child: Child) -> Ended {
-    let output = timeout(DEADLINE, child.wait_with_output()).await;
-    let output = output.expect("it ends in time").expect("its output");
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// Sends a signal, such as `TERM`.
-pub fn signal(id: u32, name: &str) {
-    let status = std::process::Command::new("kill")
-        .args(["-s", name, &id.to_string()])
-        .status();
-    assert!(
-        status.is_ok_and(|status| status.success()),
-        "kill -s {name} {id}"
-    );
 }
 
 /// Writes a file by rename, with the directories above it.

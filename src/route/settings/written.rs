@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, de};
 use super::{Balance, HeaderRules, HostHeader, Settings, Timeouts};
 use crate::route::{
     host,
-    value::{BadValue, MAX_VALUE, from_json},
+    json::{from_json, optional_object},
+    value::{BadValue, MAX_VALUE},
 };
 
 /// Longer than any request lives; catches `5d` written for `5s`.
@@ -47,16 +48,23 @@ pub(super) fn parse(value: &[u8]) -> Result<Settings, BadValue> {
 struct Written {
     balance: Option<WrittenBalance>,
     hash_on: Option<String>,
+    #[serde(deserialize_with = "optional_object")]
     sticky: Option<Sticky>,
     host_header: Option<String>,
     strip_prefix: Option<bool>,
     add_prefix: Option<String>,
+    #[serde(deserialize_with = "optional_object")]
     request_headers: Option<WrittenHeaders>,
+    #[serde(deserialize_with = "optional_object")]
     response_headers: Option<WrittenHeaders>,
     redirect_https: Option<bool>,
-    timeouts: WrittenTimeouts,
+    #[serde(deserialize_with = "optional_object")]
+    timeouts: Option<WrittenTimeouts>,
+    #[serde(deserialize_with = "optional_object")]
     retries: Option<Retries>,
+    #[serde(deserialize_with = "optional_object")]
     health: Option<Health>,
+    #[serde(deserialize_with = "optional_object")]
     outlier: Option<Outlier>,
     panic_percent: Option<Percent>,
     slow_start: Option<Span>,
@@ -145,7 +153,7 @@ impl Written {
             request_headers: header_rules("request_headers", self.request_headers)?,
             response_headers: header_rules("response_headers", self.response_headers)?,
             redirect_https: self.redirect_https.unwrap_or(false),
-            timeouts: self.timeouts.finish(),
+            timeouts: self.timeouts.unwrap_or_default().finish(),
             max_body: self.max_body.map(|size| size.0),
         })
     }

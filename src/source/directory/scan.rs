@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs::{self, File, Metadata},
+    fs::{self, DirEntry, File, Metadata},
     io::{self, Read},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::Path,
@@ -62,7 +62,7 @@ pub(super) struct Scan {
 /// Reads the tree below `dir`; what changed since `known` changed at `revision`.
 ///
 /// # Errors
-/// A directory that cannot be read fails the whole: what is below it is not gone for that.
+/// `dir` itself cannot be read. What cannot be read below it is not gone for that: what is known of it stays.
 pub(super) fn scan(
     dir: &Path,
     prefix: &str,
@@ -114,35 +114,56 @@ impl Walk<'_> {
             return Ok(());
         }
         self.above.push(id);
+        let read = self.entries_of(dir, key);
+        self.above.pop();
+        read
+    }
+
+    fn entries_of(&mut self, dir: &Path, key: &[u8]) -> io::Result<()> {
         for entry in fs::read_dir(dir).map_err(|error| named(dir, &error))? {
             let entry = entry.map_err(|error| named(dir, &error))?;
             let name = entry.file_name();
             if is_ignored(&name) {
                 continue;
             }
-            let path = entry.path();
-            let metadata = match fs::metadata(&path) {
-                Ok(metadata) => metadata,
-                // Gone meanwhile, or a link to nowhere.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(named(&path, &error)),
-            };
             let key = [key, name.as_bytes()].concat();
-            if metadata.is_file() {
-                self.file(&path, key.into(), &metadata);
-            } else if metadata.is_dir() {
-                let child = self::id(&metadata);
-                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
-                    self.scan.directories.insert(child);
-                }
-                match self.directory(&path, &[&key, &b"/"[..]].concat(), child) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    done => done?,
-                }
+            match self.entry(&entry, &key) {
+                // Gone meanwhile, or a link to nowhere.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => self.keep(&key, &error),
+                Ok(()) => {}
             }
         }
-        self.above.pop();
         Ok(())
+    }
+
+    fn entry(&mut self, entry: &DirEntry, key: &[u8]) -> io::Result<()> {
+        let path = entry.path();
+        let metadata = fs::metadata(&path).map_err(|error| named(&path, &error))?;
+        if metadata.is_file() {
+            self.file(&path, Bytes::copy_from_slice(key), &metadata);
+        } else if metadata.is_dir() {
+            let child = self::id(&metadata);
+            if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                self.scan.directories.insert(child);
+            }
+            self.directory(&path, &[key, b"/"].concat(), child)?;
+        }
+        Ok(())
+    }
+
+    /// What is known of the file, or of the files in the directory, that `key` stands for.
+    fn keep(&mut self, key: &[u8], error: &io::Error) {
+        self.scan.unreadable.push(error.to_string());
+        let from = Bytes::copy_from_slice(key);
+        let known = self.known.range(from..);
+        let known = known.take_while(|(known, _)| known.starts_with(key));
+        for (known, file) in
+            known.filter(|(known, _)| matches!(known.get(key.len()), None | Some(b'/')))
+        {
+            let files = &mut self.scan.files;
+            files.entry(known.clone()).or_insert_with(|| file.clone());
+        }
     }
 
     fn file(&mut self, path: &Path, key: Bytes, metadata: &Metadata) {
@@ -218,6 +239,33 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As when many hosts are removed while the tree is read: what else is there must not be taken for gone.
+    #[test]
+    fn directories_that_vanish_while_they_are_read_hide_no_others() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let host = dir.path().join("a.example");
+        fs::create_dir(&host).expect("a directory");
+        fs::write(host.join("10.0.0.1:80"), "").expect("a file");
+        let mut walk = Walk {
+            known: &Files::new(),
+            revision: 1,
+            scan: Scan {
+                files: Files::new(),
+                is_changed: false,
+                unreadable: Vec::new(),
+                directories: BTreeSet::new(),
+            },
+            above: Vec::new(),
+        };
+        for inode in 0..DEEPEST as u64 {
+            let gone = walk.directory(&dir.path().join("gone"), b"/hosts/gone/", (0, inode));
+            gone.expect_err("there is none");
+        }
+        walk.directory(&host, b"/hosts/a.example/", (0, 0))
+            .expect("readable");
+        assert_eq!(walk.scan.files.len(), 1);
+    }
 
     #[test]
     fn only_a_stamp_that_was_old_when_it_was_read_proves_that_nothing_changed() {

@@ -18,14 +18,14 @@ use crate::route::{Route, RouteId};
 pub(super) struct NameUses {
     names: Names,
     uses: HashMap<Arc<str>, NameUse>,
+    /// Asked for, not answered, and worth waiting for.
+    open: HashSet<Arc<str>>,
 }
 
 #[derive(Default)]
 struct NameUse {
     /// Sorted; empty while unknown.
     addresses: Vec<IpAddr>,
-    /// Answered, if only with "no address".
-    is_answered: bool,
     routes: HashSet<RouteId>,
 }
 
@@ -34,12 +34,18 @@ impl NameUses {
         Self {
             names,
             uses: HashMap::new(),
+            open: HashSet::new(),
         }
     }
 
-    /// Whether a name had no answer at all yet.
+    /// Whether a name had no answer at all yet, not even "no address", and was not [given up](Self::give_up).
     pub(super) fn has_open(&self) -> bool {
-        self.uses.values().any(|name| !name.is_answered)
+        !self.open.is_empty()
+    }
+
+    /// Waits no longer for the names that are open.
+    pub(super) fn give_up(&mut self) {
+        self.open.clear();
     }
 
     /// The next answer; to be [learned](Self::learn).
@@ -53,9 +59,9 @@ impl NameUses {
 
     /// Takes an answer in. The routes to be built again for it.
     pub(super) fn learn(&mut self, answer: Answer) -> impl Iterator<Item = &RouteId> {
+        self.open.remove(&answer.name);
         let name_use = self.uses.get_mut(&answer.name);
         let changed = name_use.and_then(|name_use| {
-            name_use.is_answered = true;
             if name_use.addresses == answer.addresses {
                 return None;
             }
@@ -66,31 +72,36 @@ impl NameUses {
         changed.into_iter().flatten()
     }
 
-    /// Asks for the names a route has got, and lets go of those it had.
-    pub(super) fn follow(&mut self, draft: &Draft) {
-        let names = draft.names();
-        let former = draft.before().map(|route| names_of(route));
-        for name in former.into_iter().flatten() {
-            if names.contains(&*name) {
-                continue;
-            }
-            let Some(name_use) = self.uses.get_mut(&*name) else {
-                continue;
-            };
-            name_use.routes.remove(draft.id());
-            if name_use.routes.is_empty() {
-                self.uses.remove(&*name);
-                self.names.forget(&name);
-            }
-        }
-        for name in names {
+    /// Asks for the names a route has got.
+    pub(super) fn take_up(&mut self, draft: &Draft) {
+        for name in draft.names() {
             if !self.uses.contains_key(name) {
                 let name: Arc<str> = name.into();
                 self.names.watch(name.clone());
+                self.open.insert(name.clone());
                 self.uses.insert(name, NameUse::default());
             }
             if let Some(name_use) = self.uses.get_mut(name) {
                 name_use.routes.insert(draft.id().clone());
+            }
+        }
+    }
+
+    /// Lets go of the names a route had and has no more.
+    pub(super) fn let_go(&mut self, draft: &Draft) {
+        let Some(former) = draft.before().map(|route| names_of(route)) else {
+            return;
+        };
+        let names = draft.names();
+        for name in former.iter().filter(|name| !names.contains(&***name)) {
+            let Some(name_use) = self.uses.get_mut(&**name) else {
+                continue;
+            };
+            name_use.routes.remove(draft.id());
+            if name_use.routes.is_empty() {
+                self.uses.remove(&**name);
+                self.open.remove(&**name);
+                self.names.forget(name);
             }
         }
     }

@@ -6,17 +6,20 @@ use bytes::Bytes;
 use tracing::warn;
 
 use super::super::Entry;
-use crate::live::{Live, Rejected};
+use crate::live::{Live, Rejected, RejectedKeys};
 use crate::{route::Revision, telemetry::metrics::Metrics};
 
 /// How many are shown; further ones are counted.
-const SHOWN: usize = 10_000;
+pub(super) const SHOWN: usize = 10_000;
 
 /// How many are logged between two swaps; a whole bad prefix would drown everything else.
 const LOGGED: usize = 100;
 
 /// Longest piece of a key that is shown, in bytes: a bad one may be of any length.
 const SHOWN_KEY: usize = 4096;
+
+/// Longest reason, in characters: it may quote a value.
+const SHOWN_REASON: usize = 1000;
 
 /// Every rejected key, and whether readers know.
 #[derive(Default)]
@@ -75,9 +78,10 @@ impl Rejections {
         if !std::mem::take(&mut self.is_changed) {
             return;
         }
+        let total = self.keys.len();
         let shown = self.keys.values().take(SHOWN).cloned().collect();
-        live.rejected.store(Arc::new(shown));
-        let total = i64::try_from(self.keys.len()).unwrap_or(i64::MAX);
+        live.rejected.store(Arc::new(RejectedKeys { shown, total }));
+        let total = i64::try_from(total).unwrap_or(i64::MAX);
         metrics.control_plane.rejected_keys.set(total);
     }
 }
@@ -87,8 +91,21 @@ pub(super) fn rejected(entry: &Entry, reason: impl ToString, last_good_in_force:
     let shown = &entry.key[..entry.key.len().min(SHOWN_KEY)];
     Rejected {
         key: String::from_utf8_lossy(shown).into_owned(),
-        reason: reason.to_string(),
+        reason: shown_reason(&reason.to_string()),
         mod_revision: entry.mod_revision,
         last_good_in_force,
     }
+}
+
+/// Reasons go to logs and terminals as they are, so nothing they quote may steer those.
+fn shown_reason(reason: &str) -> String {
+    let plain = |character: char| match character.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => character,
+    };
+    let mut shown: String = reason.chars().take(SHOWN_REASON).map(plain).collect();
+    if reason.chars().nth(SHOWN_REASON).is_some() {
+        shown.push('\u{2026}');
+    }
+    shown
 }

@@ -92,6 +92,7 @@ impl Bench {
     fn rejected(&self) -> Vec<(String, bool)> {
         let rejected = self.live.rejected.load();
         rejected
+            .shown
             .iter()
             .map(|rejected| (rejected.key.clone(), rejected.last_good_in_force))
             .collect()
@@ -211,6 +212,33 @@ async fn a_rejected_key_keeps_its_last_good_version() {
 }
 
 #[tokio::test]
+async fn of_very_many_rejected_keys_the_first_are_shown_and_all_are_counted() {
+    let bench = Bench::start();
+    let keys: Vec<_> = (0..rejections::SHOWN + 5)
+        .map(|number| format!("h{number}/no-upstream"))
+        .collect();
+    let entries: Vec<_> = keys.iter().map(|key| (&**key, "", 1)).collect();
+    bench.snapshot(1, &entries).await;
+    let rejected = bench.live.rejected.load();
+    assert_eq!(rejected.shown.len(), rejections::SHOWN);
+    assert_eq!(rejected.total, rejections::SHOWN + 5);
+}
+
+/// Both are shown in logs, in JSON and in terminals.
+#[tokio::test]
+async fn a_hostile_key_makes_no_endless_reason_and_no_control_characters() {
+    let bench = Bench::start();
+    let value = format!("{{\"{}\": 1}}", "\\n\\u001b[2J".repeat(5_000));
+    bench
+        .snapshot(1, &[("a.example/10.0.0.1:80", &value, 1)])
+        .await;
+    let rejected = bench.live.rejected.load();
+    let reason = &rejected.shown[0].reason;
+    assert!(reason.len() < 2_000, "{} bytes", reason.len());
+    assert!(!reason.contains(char::is_control), "{reason:?}");
+}
+
+#[tokio::test]
 async fn settings_come_and_go_and_a_bad_one_keeps_the_last_good() {
     let bench = Bench::start();
     let settings = "a.example/api/@settings";
@@ -291,6 +319,27 @@ async fn what_a_resumed_stream_repeats_changes_nothing() {
         bench.route("a.example", "/").expect("served").members[0].weight,
         1
     );
+}
+
+/// The cluster was wiped, so its revisions are lower than that of the last good version.
+#[tokio::test]
+async fn a_key_rejected_in_another_history_can_be_mended_and_deleted_there() {
+    let bench = Bench::start();
+    let (mended, deleted) = ("a.example/10.0.0.1:80", "b.example/10.0.0.1:80");
+    bench
+        .snapshot(100, &[(mended, "", 90), (deleted, "", 91)])
+        .await;
+    let bad = "{\"weight\": -1}";
+    bench
+        .snapshot(5, &[(mended, bad, 3), (deleted, bad, 4)])
+        .await;
+    assert_eq!(bench.rejected().len(), 2);
+    bench.put(mended, "{\"weight\": 7}", 6).await;
+    bench.delete(deleted, 7).await;
+    let route = bench.route("a.example", "/").expect("served");
+    assert_eq!(route.members[0].weight, 7);
+    assert!(bench.route("b.example", "/").is_none());
+    assert_eq!(bench.rejected(), []);
 }
 
 #[tokio::test]
@@ -374,6 +423,50 @@ async fn a_name_becomes_one_member_per_address() {
         panic!("the name is let go of");
     };
     assert_eq!(forgotten, name);
+}
+
+#[tokio::test]
+async fn a_name_that_moves_to_another_route_keeps_its_addresses() {
+    let mut bench = Bench::start();
+    let move_to = |from: &str, to: &str, revision| Update::Changes {
+        changes: vec![
+            Change::Delete {
+                key: full(&format!("{from}/app.internal:80")),
+                mod_revision: revision,
+            },
+            Change::Put(entry(&format!("{to}/app.internal:80"), "", revision)),
+        ],
+        revision,
+    };
+    bench.snapshot(1, &[]).await;
+    bench.put("a.example/app.internal:80", "", 2).await;
+    let mut tables = bench.live.applied.subscribe();
+    bench
+        .answers
+        .send(Answer {
+            name: "app.internal".into(),
+            addresses: vec!["10.1.0.1".parse().expect("an address")],
+        })
+        .expect("it listens");
+    tables.changed().await.expect("it runs");
+    assert_eq!(bench.upstreams("a.example"), ["10.1.0.1:80"]);
+    // Often, because drafts are built in no order.
+    for revision in (3..40).step_by(2) {
+        bench
+            .apply(move_to("a.example", "b.example", revision), revision)
+            .await;
+        assert_eq!(bench.upstreams("b.example"), ["10.1.0.1:80"]);
+        let next = revision + 1;
+        bench
+            .apply(move_to("b.example", "a.example", next), next)
+            .await;
+        assert_eq!(bench.upstreams("a.example"), ["10.1.0.1:80"]);
+    }
+    assert!(matches!(
+        bench.questions.recv().await,
+        Some(Question::Watch(_))
+    ));
+    assert!(bench.questions.try_recv().is_err(), "asked for once");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
-use super::{LONGEST_NAME, OWN_SERIES};
+use super::{LONGEST_NAME, OTHER, OWN_SERIES};
 
 /// The names that have series of their own, with the living handles.
 #[derive(Debug)]
@@ -18,8 +18,12 @@ impl<T> Own<T> {
             .expect("no code panics while holding this lock")
     }
 
-    /// The living handles of this name, else new ones; `None` when the bound is reached.
+    /// The living handles of this name, else new ones; `None` when the bound is reached, or the name is no label of its own.
     pub(super) fn claim(&self, name: &str, build: impl FnOnce(Arc<str>) -> T) -> Option<Arc<T>> {
+        // A route may well be called like the series that others share; its end must not end theirs.
+        if name == OTHER {
+            return None;
+        }
         let mut own = self.lock();
         match own.get(name) {
             Some(handles) => {

@@ -70,6 +70,35 @@ fn an_overlong_name_counts_as_other() {
 }
 
 #[test]
+fn a_route_called_other_does_not_take_the_shared_series_away() {
+    let metrics = Metrics::new();
+    drop(metrics.route(OTHER));
+    drop(metrics.upstream(OTHER));
+    metrics.route(&"x".repeat(LONGEST_NAME + 1)).requests[1].inc();
+    metrics
+        .upstream(&"x".repeat(LONGEST_NAME + 1))
+        .requests
+        .inc();
+    let text = metrics.encode();
+    assert!(text.contains(r#"waypost_requests_total{code="2xx",route="other"} 1"#));
+    assert!(text.contains(r#"waypost_upstream_requests_total{upstream="other"} 1"#));
+}
+
+/// At a million hosts too, because further routes have no series; DESIGN's bound is 10 MB.
+#[test]
+fn the_longest_names_make_no_scrape_over_ten_megabytes() {
+    let metrics = Metrics::new();
+    let name = |i: usize| format!("{i:0>width$}", width = LONGEST_NAME);
+    let routes: Vec<_> = (0..OWN_SERIES).map(|i| metrics.route(&name(i))).collect();
+    let upstreams: Vec<_> = (0..OWN_SERIES)
+        .map(|i| metrics.upstream(&name(i)))
+        .collect();
+    let bytes = metrics.encode().len();
+    assert!(bytes < 10_000_000, "a scrape of {bytes} bytes");
+    drop((routes, upstreams));
+}
+
+#[test]
 fn the_process_and_its_version_are_shown() {
     let text = Metrics::new().encode();
     assert!(text.contains("waypost_build_info{version="));

@@ -1,6 +1,6 @@
 //! Reading a response head (RFC 9112 sections 2 to 7): strict where leniency would let two parsers disagree.
 
-use std::{mem::MaybeUninit, time::Duration};
+use std::{mem::MaybeUninit, ops::Range, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
@@ -62,7 +62,7 @@ pub fn parse(
     buffer: &mut BytesMut,
     request: &Method,
 ) -> Result<Option<ResponseHead>, MalformedHead> {
-    let mut fields: SmallVec<[Field; 24]> = SmallVec::new();
+    let mut fields: SmallVec<[Field; 16]> = SmallVec::new();
     let (length, code, http_11) = {
         let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
@@ -77,33 +77,33 @@ pub fn parse(
             Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(MalformedHead::TooLarge),
             Err(_) => return Err(MalformedHead::Syntax),
         };
-        let base = buffer.as_ptr().addr();
-        for header in response.headers.iter() {
-            let start = header.value.as_ptr().addr() - base;
-            fields.push(Field {
-                name: HeaderName::from_bytes(header.name.as_bytes())
-                    .map_err(|_| MalformedHead::Syntax)?,
-                value: (start, start + header.value.len()),
-            });
-        }
+        let within = |part: &[u8]| {
+            let start = part.as_ptr().addr() - buffer.as_ptr().addr();
+            start..start + part.len()
+        };
+        fields.extend(response.headers.iter().map(|header| Field {
+            name: within(header.name.as_bytes()),
+            value: within(header.value),
+        }));
         let code = response.code.ok_or(MalformedHead::Syntax)?;
         (length, code, response.version == Some(1))
     };
     let status = StatusCode::from_u16(code).map_err(|_| MalformedHead::Syntax)?;
     let bytes = buffer.split_to(length).freeze();
-    assemble(status, http_11, &bytes, fields, request).map(Some)
+    assemble(status, http_11, &bytes, &fields, request).map(Some)
 }
 
+/// Where in the head a field is.
 struct Field {
-    name: HeaderName,
-    value: (usize, usize),
+    name: Range<usize>,
+    value: Range<usize>,
 }
 
 fn assemble(
     status: StatusCode,
     http_11: bool,
     bytes: &Bytes,
-    fields: SmallVec<[Field; 24]>,
+    fields: &[Field],
     request: &Method,
 ) -> Result<ResponseHead, MalformedHead> {
     let mut headers = HeaderMap::with_capacity(fields.len() + 2);
@@ -112,12 +112,10 @@ fn assemble(
     let mut chunked = false;
     let mut keep_alive = None;
     let mut upgrade = None;
-    for Field {
-        name,
-        value: (start, end),
-    } in fields
-    {
-        let raw = bytes.slice(start..end);
+    for field in fields {
+        let name = HeaderName::from_bytes(&bytes[field.name.clone()])
+            .map_err(|_| MalformedHead::Syntax)?;
+        let raw = bytes.slice(field.value.clone());
         match name.as_str() {
             "content-length" => {
                 let length = content_length(&raw)?;

@@ -340,3 +340,23 @@ fn errors_name_the_file_or_the_name() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+#[test]
+fn preloaded_authorities_are_not_read_again() {
+    let tls = UpstreamTls::new();
+    tls.preload();
+    let roots = || {
+        let mut state = tls.state.lock().unwrap();
+        state.system_roots().map_err(|error| error.to_string())
+    };
+    let (first, second) = (roots(), roots());
+    match (&first, &second) {
+        (Ok(first), Ok(second)) => assert!(Arc::ptr_eq(first, second)),
+        // Nor is a failure, which every dial would repeat.
+        (first, second) => assert_eq!(first.as_ref().err(), second.as_ref().err()),
+    }
+    let mut state = tls.state.lock().unwrap();
+    let read = state.system_roots.as_ref().unwrap().read;
+    assert!(state.system_roots().is_ok() || read.elapsed() < RECHECK);
+    assert_eq!(state.system_roots.as_ref().unwrap().read, read);
+}

@@ -26,7 +26,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 pub use self::{
     certificate::{Certificate, Error as CertificateError, Expiry},
@@ -45,6 +45,8 @@ pub struct TlsStore {
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
     config: Arc<ServerConfig>,
+    /// The same, for clients whose order of suites counts.
+    clients_order: Arc<ServerConfig>,
     /// One reload at a time: a signal and the watcher may ask at once, and the older reading must not win.
     reloading: Mutex<()>,
 }
@@ -89,12 +91,13 @@ impl TlsStore {
             warn_if_expired(certificate);
         }
         let resolver = Arc::new(Resolver(ArcSwap::from_pointee(choice)));
-        let config = server_config(provider.clone(), resolver.clone())?;
+        let [config, clients_order] = server_configs(&provider, resolver.clone())?;
         Ok(Self {
             sources,
             provider,
             resolver,
             config,
+            clients_order,
             reloading: Mutex::new(()),
         })
     }
@@ -115,18 +118,22 @@ impl TlsStore {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.sources.listener.is_some() {
-            return TlsAcceptor::from(self.config.clone()).accept(io).await;
-        }
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-        let name = start.client_hello().server_name().map(str::to_owned);
-        if self.resolver.pick(name.as_deref()).is_none() {
+        let client = start.client_hello();
+        if self.resolver.pick(client.server_name()).is_none() {
+            let name = client
+                .server_name()
+                .unwrap_or("a client that names no host");
+            let error = io::Error::other(format!("no certificate for {name}"));
             start.io.write_all(&UNRECOGNIZED_NAME).await?;
             start.io.shutdown().await?;
-            let name = name.as_deref().unwrap_or("a client that names no host");
-            return Err(io::Error::other(format!("no certificate for {name}")));
+            return Err(error);
         }
-        start.into_stream(self.config.clone()).await
+        let config = match prefers_chacha(&client) {
+            true => &self.clients_order,
+            false => &self.config,
+        };
+        start.into_stream(config.clone()).await
     }
 
     /// Reads every file again. Whatever can't be used is reported, and what was served for it before stays.
@@ -195,11 +202,27 @@ fn warn_if_expired(certificate: &Certificate) {
     }
 }
 
-fn server_config(
-    provider: Arc<CryptoProvider>,
+/// Suites in our order. SHA-256 runs in hardware where SHA-384 does not, and the handshake hashes a great deal:
+/// with AES-128 first it costs a sixth less. A client that puts ChaCha20 first has no AES hardware: its order counts.
+fn server_configs(
+    provider: &CryptoProvider,
     resolver: Arc<Resolver>,
-) -> anyhow::Result<Arc<ServerConfig>> {
-    let mut config = ServerConfig::builder_with_provider(provider)
+) -> anyhow::Result<[Arc<ServerConfig>; 2]> {
+    let mut provider = provider.clone();
+    // Stable: within a group the library's own order stays.
+    provider.cipher_suites.sort_by_key(|suite| {
+        use rustls::CipherSuite::{
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            TLS13_AES_128_GCM_SHA256,
+        };
+        !matches!(
+            suite.suite(),
+            TLS13_AES_128_GCM_SHA256
+                | TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .context("TLS 1.2 and 1.3 are not to be had")?
         .with_no_client_auth()
@@ -208,7 +231,30 @@ fn server_config(
     // Tickets hold the session, so workers share no session table. The keys belong to this configuration alone:
     // a session of one listener must not be resumed at another, which may ask for other things.
     config.ticketer = aws_lc_rs::Ticketer::new().context("cannot make ticket keys")?;
-    Ok(Arc::new(config))
+    let clients_order = config.clone();
+    config.ignore_client_order = true;
+    Ok([Arc::new(config), Arc::new(clients_order)])
+}
+
+/// Whether the client would rather not do AES.
+fn prefers_chacha(client: &ClientHello<'_>) -> bool {
+    use rustls::CipherSuite::{
+        TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    // Browsers put a reserved value before the first suite they mean (RFC 8701).
+    let mut meant = client
+        .cipher_suites()
+        .iter()
+        .filter(|suite| u16::from(**suite) & 0x0f0f != 0x0a0a);
+    matches!(
+        meant.next(),
+        Some(
+            TLS13_CHACHA20_POLY1305_SHA256
+                | TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+                | TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+        )
+    )
 }
 
 #[derive(Debug)]

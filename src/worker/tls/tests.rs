@@ -178,11 +178,20 @@ async fn the_watcher_sees_renames_new_pairs_and_turned_symlinks() {
 
 /// A client that trusts these certificates and resumes where it can.
 fn client(trusted: &[&CertificateFiles], alpn: &[&str], versions: Versions) -> Arc<ClientConfig> {
+    client_of(provider(), trusted, alpn, versions)
+}
+
+fn client_of(
+    provider: Arc<CryptoProvider>,
+    trusted: &[&CertificateFiles],
+    alpn: &[&str],
+    versions: Versions,
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for files in trusted {
         roots.add(chain(files).remove(0)).unwrap();
     }
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
@@ -302,5 +311,33 @@ async fn the_listener_answers_with_its_own_for_other_names() {
     ] {
         let (near, far) = connect(&store, &client(&[trusted], &[], ALL_VERSIONS), name).await;
         assert!(near.is_ok() && far.is_ok(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn aes_128_is_chosen_unless_the_client_would_rather_not_do_aes() {
+    use rustls::CipherSuite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    let (dir, files) = directory_with(&["a.example"]);
+    let store = TlsStore::load(None, Some(dir.path())).unwrap();
+    for (first, chosen) in [
+        (TLS13_AES_256_GCM_SHA384, TLS13_AES_128_GCM_SHA256),
+        (TLS13_AES_128_GCM_SHA256, TLS13_AES_128_GCM_SHA256),
+        (
+            TLS13_CHACHA20_POLY1305_SHA256,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ),
+    ] {
+        let mut provider = (*provider()).clone();
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| suite.suite() != first);
+        let client = client_of(Arc::new(provider), &[&files[0]], &[], ALL_VERSIONS);
+        let (stream, served) = connect(&store, &client, "a.example").await;
+        served.unwrap();
+        let stream = stream.unwrap();
+        let suite = stream.get_ref().1.negotiated_cipher_suite().unwrap();
+        assert_eq!(suite.suite(), chosen, "{first:?} first");
     }
 }

@@ -7,6 +7,7 @@ fn an_empty_object_means_defaults() {
         parse(br#"{"balance": null, "sticky": null, "timeouts": {"request": null}}"#),
         Ok(Settings::default())
     );
+    assert_eq!(parse(br#"{"timeouts": null}"#), Ok(Settings::default()));
 }
 
 #[test]
@@ -57,6 +58,18 @@ fn bad_settings_are_rejected_by_name() {
         ("", "no JSON object"),
         ("random", "no JSON object"),
         ("[]", "no JSON object"),
+        (
+            r#"{"timeouts": ["1s"]}"#,
+            "timeouts: invalid type: sequence",
+        ),
+        (
+            r#"{"request_headers": [{"a": "b"}]}"#,
+            "request_headers: invalid type: sequence",
+        ),
+        (
+            r#"{"sticky": ["c", null]}"#,
+            "sticky: invalid type: sequence",
+        ),
         ("{\"a\": 1", "no JSON object"),
         (r#"{"balanse": "random"}"#, "unknown field `balanse`"),
         (r#"{"balance": "rr"}"#, "balance: unknown variant `rr`"),
