@@ -152,7 +152,7 @@ pub fn balance(text: &str) -> Result<Balance, String> {
     }
 }
 
-/// `5s`, `1m30s`, `0`; up to [`LONGEST`].
+/// `5s`, `1m30s`, `0`; up to 365 days.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);

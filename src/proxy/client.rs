@@ -27,6 +27,15 @@ pub enum Phase {
     Exchange,
 }
 
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, or 1.0.
+    Http1,
+    /// HTTP/2, whose frames between requests begin no request head.
+    Http2,
+}
+
 /// Why a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
@@ -80,6 +89,7 @@ pub struct Client {
     /// Whether it speaks TLS.
     pub tls: bool,
     sweep: Rc<Sweep>,
+    protocol: Cell<Protocol>,
     phase: Cell<Phase>,
     since: Cell<Tick>,
     running: Cell<u32>,
@@ -109,6 +119,7 @@ impl Client {
             accepted: sweep.now(),
             asked: Cell::new(false),
             sweep,
+            protocol: Cell::new(Protocol::Http1),
             phase: Cell::new(Phase::Opening),
             running: Cell::new(0),
             write_blocked_since: Cell::new(None),
@@ -126,7 +137,8 @@ impl Client {
     }
 
     /// The handshake is over; requests may come.
-    pub fn opened(&self) {
+    pub fn opened(&self, protocol: Protocol) {
+        self.protocol.set(protocol);
         self.enter(Phase::Idle);
     }
 
@@ -264,9 +276,11 @@ impl Client {
         self.phase.get()
     }
 
-    /// The first byte of a request head came.
-    pub fn head_began(&self) {
-        self.enter(Phase::Head);
+    /// Bytes came: between requests, the first ones of a request head.
+    pub fn received(&self) {
+        if self.phase.get() == Phase::Idle && self.protocol.get() == Protocol::Http1 {
+            self.enter(Phase::Head);
+        }
     }
 
     /// The client does not take what we write now, or does again.
@@ -364,10 +378,10 @@ mod tests {
     use super::*;
     use crate::sweep::TICK;
 
-    fn client() -> (Rc<Sweep>, Rc<Client>) {
+    fn client(protocol: Protocol) -> (Rc<Sweep>, Rc<Client>) {
         let sweep = Rc::new(Sweep::default());
         let client = Client::new(([127, 0, 0, 1], 1).into(), false, sweep.clone());
-        client.opened();
+        client.opened(protocol);
         (sweep, client)
     }
 
@@ -376,12 +390,24 @@ mod tests {
     }
 
     #[test]
+    fn only_http1_bytes_between_requests_begin_a_head() {
+        for (protocol, phase) in [
+            (Protocol::Http1, Phase::Head),
+            (Protocol::Http2, Phase::Idle),
+        ] {
+            let (_, client) = client(protocol);
+            client.received();
+            assert_eq!(client.phase(), phase, "{protocol:?}");
+        }
+    }
+
+    #[test]
     fn a_connection_is_busy_while_its_end_would_cost_a_request() {
-        let (sweep, client) = client();
+        let (sweep, client) = client(Protocol::Http1);
         assert!(client.is_busy(), "the first request may be under way");
         sweep.advance(after(FIRST_REQUEST));
         assert!(!client.is_busy());
-        client.head_began();
+        client.received();
         assert!(client.is_busy(), "a head is coming in");
         let running = client.begin_request();
         client.writes();
@@ -404,7 +430,7 @@ mod tests {
             (Write, Abort, Abort),
             (Abort, Drain, Abort),
         ] {
-            let (_, client) = client();
+            let (_, client) = client(Protocol::Http1);
             client.expire(first);
             client.expire(then);
             assert_eq!(client.expired(), Some(expected), "{first:?} {then:?}");
@@ -415,7 +441,7 @@ mod tests {
     fn who_does_not_read_is_cut_even_on_the_way_out() {
         let limits = ClientLimits::default();
         for leaving in [None, Some(Expiry::Idle), Some(Expiry::Drain)] {
-            let (sweep, client) = client();
+            let (sweep, client) = client(Protocol::Http1);
             let _running = client.begin_request();
             client.write_blocked(true);
             if let Some(leaving) = leaving {

@@ -4,6 +4,8 @@
 //! own, further ones share `other`. A series goes when the last holder of its handle does.
 
 mod own;
+mod route;
+mod upstream;
 
 use std::{
     sync::Arc,
@@ -11,11 +13,12 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 
-use self::own::Own;
+use self::{route::RouteFamily, upstream::UpstreamFamily};
+pub use self::{route::RouteMetrics, upstream::UpstreamMetrics};
 use super::process;
 
 /// How many routes, and how many upstreams, have series of their own.
@@ -26,14 +29,6 @@ const LONGEST_NAME: usize = 250;
 
 /// The label of everything beyond the bound.
 const OTHER: &str = "other";
-
-/// In seconds: half a millisecond to a minute.
-const DURATION_BUCKETS: [f64; 16] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
-];
-
-const CODES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -50,34 +45,6 @@ pub struct Metrics {
     upstreams: Arc<UpstreamFamily>,
     other_upstreams: Arc<UpstreamMetrics>,
     registry: Registry,
-}
-
-/// What is counted per route.
-#[derive(Debug)]
-pub struct RouteMetrics {
-    /// `waypost_requests_total{route, code="1xx".."5xx"}`; index 0 is 1xx.
-    pub requests: [IntCounter; 5],
-    /// `waypost_request_duration_seconds{route}`: first byte of the request to last byte of the response.
-    pub duration: Histogram,
-    /// `waypost_request_body_bytes_total{route}`.
-    pub request_bytes: IntCounter,
-    /// `waypost_response_body_bytes_total{route}`.
-    pub response_bytes: IntCounter,
-    /// Where to take the series away from; `None` for `other`.
-    series: Option<(Arc<RouteFamily>, Arc<str>)>,
-}
-
-/// What is counted per upstream.
-#[derive(Debug)]
-pub struct UpstreamMetrics {
-    /// `waypost_upstream_requests_total{upstream}`: attempts sent.
-    pub requests: IntCounter,
-    /// `waypost_upstream_failures_total{upstream}`: attempts that failed: refused, reset, nonsense, too slow.
-    pub failures: IntCounter,
-    /// `waypost_upstream_connects_total{upstream}`: connections opened.
-    pub connects: IntCounter,
-    /// Where to take the series away from; `None` for `other`.
-    series: Option<(Arc<UpstreamFamily>, Arc<str>)>,
 }
 
 /// What the data plane counts process-wide.
@@ -174,124 +141,6 @@ impl Metrics {
             tracing::warn!(%error, "could not encode every metric");
         }
         text
-    }
-}
-
-impl Drop for RouteMetrics {
-    fn drop(&mut self) {
-        let Some((family, name)) = &self.series else {
-            return;
-        };
-        family.own.release(name, || {
-            for code in CODES {
-                let _ = family.requests.remove_label_values(&[name, code]);
-            }
-            let _ = family.duration.remove_label_values(&[name]);
-            let _ = family.request_bytes.remove_label_values(&[name]);
-            let _ = family.response_bytes.remove_label_values(&[name]);
-        });
-    }
-}
-
-impl Drop for UpstreamMetrics {
-    fn drop(&mut self) {
-        let Some((family, name)) = &self.series else {
-            return;
-        };
-        family.own.release(name, || {
-            let _ = family.requests.remove_label_values(&[name]);
-            let _ = family.failures.remove_label_values(&[name]);
-            let _ = family.connects.remove_label_values(&[name]);
-        });
-    }
-}
-
-#[derive(Debug)]
-struct RouteFamily {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    request_bytes: IntCounterVec,
-    response_bytes: IntCounterVec,
-    own: Own<RouteMetrics>,
-}
-
-impl RouteFamily {
-    fn new(registry: &Registry) -> Self {
-        let duration = HistogramOpts::new(
-            "waypost_request_duration_seconds",
-            "First byte of the request to last byte of the response.",
-        )
-        .buckets(DURATION_BUCKETS.to_vec());
-        Self {
-            requests: counters(
-                registry,
-                "waypost_requests_total",
-                "Requests answered, by route and class of status.",
-                &["route", "code"],
-            ),
-            duration: registered(registry, HistogramVec::new(duration, &["route"])),
-            request_bytes: counters(
-                registry,
-                "waypost_request_body_bytes_total",
-                "Body bytes from clients, by route.",
-                &["route"],
-            ),
-            response_bytes: counters(
-                registry,
-                "waypost_response_body_bytes_total",
-                "Body bytes to clients, by route.",
-                &["route"],
-            ),
-            own: Own::default(),
-        }
-    }
-
-    fn handles(&self, name: &str, series: Option<(Arc<Self>, Arc<str>)>) -> RouteMetrics {
-        RouteMetrics {
-            requests: CODES.map(|code| self.requests.with_label_values(&[name, code])),
-            duration: self.duration.with_label_values(&[name]),
-            request_bytes: self.request_bytes.with_label_values(&[name]),
-            response_bytes: self.response_bytes.with_label_values(&[name]),
-            series,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct UpstreamFamily {
-    requests: IntCounterVec,
-    failures: IntCounterVec,
-    connects: IntCounterVec,
-    own: Own<UpstreamMetrics>,
-}
-
-impl UpstreamFamily {
-    fn new(registry: &Registry) -> Self {
-        let family = |name, help| counters(registry, name, help, &["upstream"]);
-        Self {
-            requests: family(
-                "waypost_upstream_requests_total",
-                "Attempts sent to the upstream.",
-            ),
-            failures: family(
-                "waypost_upstream_failures_total",
-                "Attempts that failed: refused, reset, nonsense, too slow.",
-            ),
-            connects: family(
-                "waypost_upstream_connects_total",
-                "Connections opened to the upstream.",
-            ),
-            own: Own::default(),
-        }
-    }
-
-    fn handles(&self, name: &str, series: Option<(Arc<Self>, Arc<str>)>) -> UpstreamMetrics {
-        UpstreamMetrics {
-            requests: self.requests.with_label_values(&[name]),
-            failures: self.failures.with_label_values(&[name]),
-            connects: self.connects.with_label_values(&[name]),
-            series,
-        }
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::proxy::{
     Proxy,
-    client::{Client, Expiry},
+    client::{Client, Expiry, Protocol},
     upgrade,
 };
 
@@ -98,8 +98,8 @@ pub async fn serve(
         }
         None => return count_limit(proxy, client),
     };
-    client.opened();
-    let io = ClientIo::new(stream, replay, protocol, client.clone());
+    client.opened(protocol);
+    let io = ClientIo::new(stream, replay, client.clone());
     match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
         Protocol::Http2 => serve_http2(proxy, protocols, client, io).await,
@@ -127,15 +127,6 @@ fn limit_name(expiry: Expiry) -> Option<&'static str> {
         Expiry::Write => Some("write_timeout"),
         Expiry::Drain | Expiry::Abort => None,
     }
-}
-
-/// What a client speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/1.0 or 1.1.
-    Http1,
-    /// HTTP/2.
-    Http2,
 }
 
 async fn open(

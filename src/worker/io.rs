@@ -21,7 +21,6 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::connection::Protocol;
 use crate::proxy::client::{Client, Expiry, Phase};
 
 /// Vectored writes up to this many bytes are copied together: below it one `write` is cheaper than a `writev`.
@@ -54,7 +53,6 @@ pub struct ClientIo {
     stream: ClientStream,
     /// Bytes read while sniffing, read again first.
     replay: Bytes,
-    protocol: Protocol,
     state: Rc<Client>,
     /// An interim head that is partly written: nothing may come between its bytes.
     interim: BytesMut,
@@ -63,11 +61,10 @@ pub struct ClientIo {
 
 impl ClientIo {
     /// Wraps a stream whose first bytes, `replay`, were read already.
-    pub fn new(stream: ClientStream, replay: Bytes, protocol: Protocol, state: Rc<Client>) -> Self {
+    pub fn new(stream: ClientStream, replay: Bytes, state: Rc<Client>) -> Self {
         Self {
             stream,
             replay,
-            protocol,
             state,
             interim: BytesMut::new(),
             read_eof: false,
@@ -224,9 +221,8 @@ impl AsyncRead for ClientIo {
         }
         if buf.filled().len() == before {
             this.read_eof = true;
-        } else if this.protocol == Protocol::Http1 && this.state.phase() == Phase::Idle {
-            // Of HTTP/2 these may be frames that are no request's, such as a ping.
-            this.state.head_began();
+        } else {
+            this.state.received();
         }
         Poll::Ready(Ok(()))
     }

@@ -79,7 +79,7 @@ impl Connector {
     }
 
     /// A connection to the first endpoint that answers, for a command that a person waits for: all of them together
-    /// have [`ANSWER_TIME`].
+    /// have 4 s.
     ///
     /// # Errors
     ///
