@@ -211,23 +211,6 @@ async fn an_error_in_answer_to_head_has_no_body() {
 }
 
 #[tokio::test]
-async fn frames_between_requests_are_no_request_head_that_takes_too_long() {
-    let origin = Origin::named("ok").await;
-    let waypost = in_front_of(&origin).await;
-    let stream = TcpStream::connect(waypost.address()).await.unwrap();
-    let (mut client, mut connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
-    // Acknowledges the settings, then says nothing for longer than a head may take.
-    let idle = timeout(Duration::from_secs(12), &mut connection).await;
-    assert!(idle.is_err(), "the connection ended: {idle:?}");
-    tokio::spawn(connection);
-    let asking = request("GET", "/", full(""));
-    let response = client.send_request(asking).await.unwrap();
-    assert_eq!(text(response).await.0, "ok");
-}
-
-#[tokio::test]
 async fn errors_and_cut_bodies_are_seen_and_spare_other_streams() {
     let waypost = Waypost::builder().start().await;
     let refusing = Refusing::new();
