@@ -25,6 +25,7 @@ async fn malformed_requests_are_400_or_one_canonical_request() {
         ("GET / HTTP/1.1\r\nHost: a.test/x\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost: a..test\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost:\r\n\r\n".to_owned(), 400),
+        ("GET * HTTP/1.1\r\nHost: a.test\r\n\r\n".to_owned(), 400),
         (
             "GET http://a.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n".to_owned(),
             400,

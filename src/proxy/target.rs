@@ -36,6 +36,9 @@ pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
         .uri
         .path_and_query()
         .map_or("/", |path_and_query| path_and_query.as_str());
+    if path_and_query == "*" && request.method != Method::OPTIONS {
+        return Err(Failure::malformed("the target * is for OPTIONS alone"));
+    }
     if path_and_query.len() > MAX_TARGET {
         return Err(Failure::new(
             http::StatusCode::URI_TOO_LONG,

@@ -51,6 +51,8 @@ const CHECK_EVERY: u32 = 4;
 const POOLS_EVERY: u32 = 20;
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// More than a listening socket's queue holds: who still comes then would keep the process from ending.
+const MOST_QUEUED: usize = 8192;
 /// How long idle connections may take to close, once nothing runs any more.
 const LAST_CLOSES: Duration = Duration::from_secs(3);
 
@@ -236,6 +238,8 @@ async fn accept(
             accepted = listener.accept() => accepted,
             _ = stage.wait_for(|stage| *stage >= Stage::Closing) => break,
         };
+        // Under a flood there is always one more to accept, and the select above would never look further.
+        let closing = *stage.borrow() >= Stage::Closing;
         match accepted {
             Ok((stream, address)) => local.open(stream, address, tls.as_ref()),
             Err(error) if is_of_the_connection(&error) => {}
@@ -244,12 +248,18 @@ async fn accept(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+        if closing {
+            break;
+        }
     }
     // What the kernel has queued was promised to the client: a close would reset it.
     let Ok(listener) = listener.into_std() else {
         return;
     };
-    while let Ok((stream, address)) = listener.accept() {
+    for _ in 0..MOST_QUEUED {
+        let Ok((stream, address)) = listener.accept() else {
+            break;
+        };
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
         {
