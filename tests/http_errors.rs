@@ -151,7 +151,10 @@ async fn what_may_not_or_can_not_be_dialled_is_502() {
         .await;
     let nowhere = tempfile::tempdir().unwrap().path().join("gone.sock");
     let nowhere = format!("unix:{}", nowhere.to_str().unwrap().replace('/', "%2F"));
+    let (own, admin) = (waypost.address().to_string(), waypost.admin().to_string());
     for (host, upstream, error) in [
+        ("own.test", &*own, "proxy_loop_detected"),
+        ("admin.test", &admin, "proxy_loop_detected"),
         ("denied.test", "127.0.0.2:80", "destination_ip_prohibited"),
         ("unix.test", &nowhere, "connection_refused"),
         ("name.test", "nobody.invalid:80", "dns_error"),

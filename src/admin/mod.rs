@@ -44,12 +44,14 @@ pub struct Admin {
 impl Admin {
     /// Not draining yet.
     pub fn new(config: &Config, live: Arc<Live>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let listeners = config.listeners.iter().map(|listener| listener.address);
+        let own = listeners.chain([config.admin]).collect();
         Arc::new(Self {
             live,
             metrics,
             policy: Policy {
                 balance: config.balance,
-                deny: Deny::new(config.upstream_deny.clone(), config.admin),
+                deny: Deny::new(config.upstream_deny.clone(), own),
             },
             started: Instant::now(),
             draining: AtomicBool::new(false),

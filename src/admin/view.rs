@@ -83,10 +83,10 @@ impl MemberView {
     }
 }
 
-/// Whether `--upstream-deny` or the admin address forbids dialling this member.
+/// Whether `--upstream-deny` forbids dialling this member, or it is this Waypost itself.
 pub(super) fn is_denied(member: &Member, deny: &Deny) -> bool {
     match member.upstream.identity.endpoint {
-        Endpoint::Tcp { address, .. } => deny.denies(address),
+        Endpoint::Tcp { address, .. } => deny.verdict(address).is_err(),
         Endpoint::Unresolved(..) | Endpoint::Unix(_) => false,
     }
 }

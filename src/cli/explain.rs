@@ -101,7 +101,7 @@ fn in_words(url: &str, explained: &Value) -> String {
             value += ", no address known";
         }
         if member["denied"] == true {
-            value += ", denied by --upstream-deny";
+            value += ", never dialled: in --upstream-deny, or our own address";
         }
         if member["alias"] == true {
             value += ", the same upstream again";

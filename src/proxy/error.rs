@@ -68,6 +68,7 @@ impl Failure {
         let (status, name) = match error {
             DialError::Unresolved => (StatusCode::BAD_GATEWAY, "dns_error"),
             DialError::Denied => (StatusCode::BAD_GATEWAY, "destination_ip_prohibited"),
+            DialError::Own => (StatusCode::BAD_GATEWAY, "proxy_loop_detected"),
             DialError::Connect(error) => match error.kind() {
                 std::io::ErrorKind::ConnectionRefused => {
                     (StatusCode::BAD_GATEWAY, "connection_refused")

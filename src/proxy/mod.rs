@@ -231,7 +231,8 @@ impl Proxy {
         Failure::new(StatusCode::NOT_FOUND, "destination_not_found", details)
     }
 
-    fn count_unrouted(&self, reason: &str) {
+    /// Counts a request that was answered without a route.
+    pub fn count_unrouted(&self, reason: &str) {
         self.metrics
             .data_plane
             .unrouted

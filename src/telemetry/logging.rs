@@ -8,7 +8,9 @@ use crate::config::LogFormat;
 
 /// Starts logging. A second call, as from tests in one process, changes nothing.
 pub fn start(filter: &str, format: LogFormat) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // h2 warns of every client that breaks the protocol: whoever connects could fill the log.
+    let filter =
+        EnvFilter::try_new(format!("h2=error,{filter}")).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

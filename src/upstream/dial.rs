@@ -28,7 +28,8 @@ pub struct Dialler {
 #[derive(Debug)]
 pub struct Deny {
     networks: Vec<IpNet>,
-    admin: SocketAddr,
+    /// Where this Waypost itself listens.
+    own: Vec<SocketAddr>,
 }
 
 /// Why there is no connection.
@@ -37,9 +38,12 @@ pub enum DialError {
     /// The name has no address.
     #[error("the name does not resolve")]
     Unresolved,
-    /// `--upstream-deny`, or our own admin address.
+    /// `--upstream-deny`.
     #[error("the address is denied by --upstream-deny")]
     Denied,
+    /// The admin API, or a listener: a request would come back to us, again and again.
+    #[error("the address is this Waypost's own")]
+    Own,
     /// The connect failed.
     #[error("connecting failed: {0}")]
     Connect(#[source] io::Error),
@@ -52,26 +56,43 @@ pub enum DialError {
 }
 
 impl Deny {
-    /// Denies these networks, and the admin address.
-    pub fn new(networks: Vec<IpNet>, admin: SocketAddr) -> Self {
-        Self { networks, admin }
+    /// Denies these networks, and what this Waypost listens on itself: the admin address and the listeners.
+    pub fn new(networks: Vec<IpNet>, own: Vec<SocketAddr>) -> Self {
+        Self { networks, own }
     }
 
-    /// Whether `address` must not be dialled.
-    pub fn denies(&self, address: SocketAddr) -> bool {
-        let ip = address.ip().to_canonical();
-        let admin = self.admin.ip().to_canonical();
-        let is_admin = address.port() == self.admin.port()
-            && (ip == admin
-                || admin.is_unspecified() && ip.is_loopback()
-                || ip.is_unspecified() && admin.is_loopback());
+    /// Why `address` must not be dialled, if it must not.
+    pub fn verdict(&self, address: SocketAddr) -> Result<(), DialError> {
         // Connecting to 0.0.0.0 or [::] reaches this machine, so what keeps loopback out must keep these out too.
-        let ip = match ip {
+        let ip = match address.ip().to_canonical() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        is_admin || self.networks.iter().any(|network| network.contains(&ip))
+        let is_own = |own: &SocketAddr| {
+            let own_ip = own.ip().to_canonical();
+            own.port() == address.port()
+                && (own_ip == ip
+                    || own_ip.is_unspecified() && ip.is_loopback()
+                    || address.ip().is_unspecified() && own_ip.is_loopback())
+        };
+        if self.own.iter().any(is_own) {
+            return Err(DialError::Own);
+        }
+        match self.networks.iter().any(|network| network.contains(&ip)) {
+            true => Err(DialError::Denied),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a connection made has come back to us by another address of this machine: then both its ends have
+    /// that address, and a listener takes all.
+    fn is_own(&self, peer: SocketAddr, stream: &TcpStream) -> bool {
+        let takes_all = |own: &SocketAddr| own.port() == peer.port() && own.ip().is_unspecified();
+        self.own.iter().any(takes_all)
+            && stream
+                .local_addr()
+                .is_ok_and(|local| local.ip() == peer.ip())
     }
 }
 
@@ -92,12 +113,13 @@ impl Dialler {
                     .map_err(DialError::Connect)?,
             ),
             Endpoint::Tcp { address, .. } => {
-                if self.deny.denies(*address) {
-                    return Err(DialError::Denied);
-                }
+                self.deny.verdict(*address)?;
                 let stream = TcpStream::connect(address)
                     .await
                     .map_err(DialError::Connect)?;
+                if self.deny.is_own(*address, &stream) {
+                    return Err(DialError::Own);
+                }
                 stream.set_nodelay(true).map_err(DialError::Connect)?;
                 match &upstream.identity.tls {
                     None => Transport::Tcp(stream),
@@ -128,7 +150,9 @@ mod tests {
             ["169.254.0.0/16", "127.1.0.0/16", "::1/128"]
                 .map(|network| network.parse().expect("a network"))
                 .into(),
-            "127.0.0.1:9900".parse().expect("an address"),
+            ["127.0.0.1:9900", "0.0.0.0:3000", "10.0.0.1:443"]
+                .map(|own| own.parse().expect("an address"))
+                .into(),
         );
         for (address, denied) in [
             ("169.254.169.254:80", true),
@@ -138,11 +162,15 @@ mod tests {
             ("0.0.0.0:9900", true),
             ("[::]:80", true),
             ("127.1.2.3:80", true),
+            ("127.0.0.1:3000", true),
+            ("0.0.0.0:3000", true),
+            ("10.0.0.1:443", true),
+            ("10.0.0.2:443", false),
             ("127.0.0.1:9901", false),
             ("10.0.0.1:9900", false),
         ] {
             assert_eq!(
-                deny.denies(address.parse().expect(address)),
+                deny.verdict(address.parse().expect(address)).is_err(),
                 denied,
                 "{address}"
             );

@@ -5,6 +5,7 @@ mod verify;
 use std::{
     collections::HashMap,
     fmt, io,
+    io::Read as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -274,12 +275,30 @@ fn load_system_roots() -> Result<Arc<RootCertStore>, String> {
     Ok(Arc::new(roots))
 }
 
+/// The bytes of a file of sane size. A key may name anything: opening a pipe would wait for ever, and a device may
+/// never end.
+fn read_file(path: &str) -> io::Result<Vec<u8>> {
+    const LARGEST: u64 = 1 << 20;
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(LARGEST)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn read_authorities(path: &str, provider: &Arc<CryptoProvider>) -> Result<Authorities, TlsError> {
     let malformed = |reason: String| TlsError::Malformed {
         path: path.into(),
         reason,
     };
-    let text = std::fs::read(path).map_err(|source| TlsError::Read {
+    let text = read_file(path).map_err(|source| TlsError::Read {
         path: path.into(),
         source,
     })?;

@@ -215,6 +215,7 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
         Some(Err(error)) => {
             debug!(client = %client.address, %error, "connection ended");
             if let Some(socket) = client.take_refused() {
+                proxy.count_unrouted("malformed");
                 close_refused(proxy, socket).await;
             }
         }

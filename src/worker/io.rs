@@ -131,46 +131,47 @@ impl ClientIo {
     }
 
     /// An error that hyper answers without asking us (a malformed or too large head) becomes one of ours: the
-    /// same status, with `Proxy-Status`. `None` for everything else.
-    fn amended_error(&self, first: &[u8]) -> Option<(usize, &'static [u8])> {
+    /// same status, with `Proxy-Status` and a text. `None` for everything else.
+    fn amended_error(&self, message: &[u8]) -> Option<Vec<u8>> {
         if !self.state.is_at_message_start() || self.state.is_answering() {
             return None;
         }
-        const ERRORS: [(&[u8], &[u8]); 3] = [
+        const ERRORS: [(&str, &str); 3] = [
+            ("400 Bad Request", "malformed request head"),
+            ("414 URI Too Long", "request target too long"),
             (
-                b"HTTP/1.1 400 Bad Request\r\n",
-                b"HTTP/1.1 400 Bad Request\r\nproxy-status: waypost; error=http_request_error; \
-                  details=\"malformed request head\"\r\n",
-            ),
-            (
-                b"HTTP/1.1 414 URI Too Long\r\n",
-                b"HTTP/1.1 414 URI Too Long\r\nproxy-status: waypost; error=http_request_error; \
-                  details=\"request target too long\"\r\n",
-            ),
-            (
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\nproxy-status: waypost; error=http_request_error; \
-                  details=\"request header section too large\"\r\n",
+                "431 Request Header Fields Too Large",
+                "request header section too large",
             ),
         ];
-        ERRORS
-            .iter()
-            .find(|(bare, _)| first.starts_with(bare))
-            .map(|(bare, ours)| (bare.len(), *ours))
+        let status_line = message
+            .strip_prefix(b"HTTP/1.1 ")
+            .filter(|_| message.ends_with(b"\r\n\r\n"))?;
+        let (status, details) = ERRORS.into_iter().find(|(status, _)| {
+            let rest = status_line.strip_prefix(status.as_bytes());
+            rest.is_some_and(|rest| rest.starts_with(b"\r\n"))
+        })?;
+        let text = format!("{status}: {details}\n");
+        let length = text.len();
+        let message = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             proxy-status: waypost; error=http_request_error; details=\"{details}\"\r\n\
+             content-length: {length}\r\nconnection: close\r\n\r\n{text}"
+        );
+        Some(message.into_bytes())
     }
 
     fn poll_message_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some((replaced, ours)) = self.amended_error(buf) {
-            // The rest of this small message follows in a later call; the head line goes through `interim`,
-            // whose bytes are sure to leave first.
+        if let Some(ours) = self.amended_error(buf) {
+            // It goes through `interim`, whose bytes are sure to leave first; hyper's own is taken as written.
             self.state.writes();
             if let Ok(socket) = SockRef::from(self.stream.tcp()).try_clone() {
                 self.state.refused(socket);
             }
-            self.interim.extend_from_slice(ours);
+            self.interim.extend_from_slice(&ours);
             return match self.poll_finish_interim(cx) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(replaced)),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(buf.len())),
             };
         }
         ready!(self.poll_begin_write(cx))?;

@@ -101,6 +101,7 @@ impl DataPlane {
             .name("authorities".to_owned())
             .spawn(move || preloading.preload())
             .context("starting a thread")?;
+        let own = addresses.iter().copied().chain([config.admin]).collect();
         let shared = Shared {
             live,
             metrics,
@@ -112,7 +113,7 @@ impl DataPlane {
                     .copied()
                     .collect::<TrustedProxies>(),
             ),
-            deny: Arc::new(Deny::new(config.upstream_deny.clone(), config.admin)),
+            deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,
             limits: ClientLimits::default(),
         };

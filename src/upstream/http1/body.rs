@@ -143,7 +143,7 @@ impl StreamingBody {
                 Piece::End => return Poll::Ready(Ok(None)),
                 Piece::NeedMore => {}
             }
-            match wire.poll_fill(cx) {
+            match wire.poll_fill_body(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => self.waiting = false,
                 Poll::Ready(Ok(_)) if self.decoder == Decoder::Close => {
                     self.decoder = Decoder::Done;

@@ -246,7 +246,8 @@ impl Wire {
                 return Poll::Ready(Ok(head));
             }
             debug_assert!(self.read.len() < MAX_HEAD);
-            match ready!(self.poll_fill(cx)) {
+            // Between responses nobody holds the buffer any more: it is taken back whole.
+            match ready!(self.poll_fill(self.ask, cx)) {
                 Ok(0) if !self.read.is_empty() => {
                     return Poll::Ready(Err(ExchangeError::Incomplete));
                 }
@@ -257,24 +258,28 @@ impl Wire {
         }
     }
 
-    /// Reads once.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Room that is left of a buffer is used up first: pieces still being written to the client keep all of it.
-        if self.read.capacity() - self.read.len() < (self.ask / 4).max(LEAST_READ) {
+    /// Reads once, into at least `room` bytes.
+    fn poll_fill(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.read.capacity() - self.read.len() < room {
             self.read.reserve(self.ask);
         }
-        let room = self.read.capacity() - self.read.len();
         let n = ready!(poll_read_buf(
             Pin::new(&mut self.transport),
             cx,
             &mut self.read
         ))?;
-        if n == room {
+        if n >= self.ask {
             self.ask = (self.ask * 2).min(MOST_READ);
         } else if n < self.ask / 8 {
             self.ask = (self.ask / 2).max(LEAST_READ);
         }
         Poll::Ready(Ok(n))
+    }
+
+    /// For the next piece of a body what is left of a buffer is used up first: pieces still being written to the
+    /// client keep all of it.
+    fn poll_fill_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_fill((self.ask / 4).max(LEAST_READ), cx)
     }
 }
 

@@ -325,6 +325,8 @@ fn errors_name_the_file_or_the_name() {
             &ip,
             "empty.pem (\"ca\") is no PEM file",
         ),
+        (Some("/dev/zero"), None, &ip, "it is no regular file"),
+        (Some("/"), None, &ip, "it is no regular file"),
         (None, Some("not a name"), &ip, "not a name is no host name"),
         (None, None, &unix, "unix:%2Frun%2Fapp.sock is no host name"),
     ];
