@@ -16,6 +16,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(1);
 /// The most idle connections to one upstream that one worker keeps.
 const MAX_IDLE: usize = 1024;
+/// Idle for this long, a connection gives back its buffer.
+const SHRINK_AFTER: Duration = Duration::from_secs(2);
 
 /// All pools of one worker: a look-up is an index into a vector (see [`super::Slot`]).
 pub struct Pools {
@@ -39,6 +41,7 @@ struct Pool {
 
 struct Idle {
     connection: Connection,
+    since: Tick,
     until: Tick,
 }
 
@@ -104,22 +107,32 @@ impl Pools {
         }
         let pool = slot.as_mut().expect("filled just now");
         if pool.idle.len() < MAX_IDLE {
-            let until = self.sweep.now() + Sweep::ticks(patience) - 1;
-            pool.idle.push(Idle { connection, until });
+            let since = self.sweep.now();
+            pool.idle.push(Idle {
+                connection,
+                since,
+                until: since + Sweep::ticks(patience) - 1,
+            });
         }
     }
 
     /// Closes what has expired, died, or lost its upstream. Called about once a second.
     pub fn sweep(&self) {
         let now = self.sweep.now();
+        let shrink_before = now.saturating_sub(Sweep::ticks(SHRINK_AFTER));
         let Slots { pools, used } = &mut *self.slots.borrow_mut();
         used.retain(|&index| {
             let Some(pool) = &mut pools[index] else {
                 return false;
             };
             if pool.upstream.strong_count() > 0 {
-                pool.idle
-                    .retain(|idle| idle.until > now && idle.connection.is_usable());
+                pool.idle.retain(|idle| {
+                    let keep = idle.until > now && idle.connection.is_usable();
+                    if keep && idle.since <= shrink_before {
+                        idle.connection.shrink();
+                    }
+                    keep
+                });
                 if !pool.idle.is_empty() {
                     return true;
                 }

@@ -23,18 +23,6 @@ pub enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Transport {
-    /// Ready when a read may give something: bytes, the end, or an error. TLS may have bytes decrypted that its
-    /// socket knows nothing of, so it is always tried.
-    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx).map(drop),
-            Self::Unix(stream) => stream.poll_read_ready(cx).map(drop),
-            Self::Tls(_) => Poll::Ready(()),
-        }
-    }
-}
-
 impl AsyncRead for Transport {
     fn poll_read(
         self: Pin<&mut Self>,

@@ -173,7 +173,6 @@ impl StreamingBody {
         }
         let connection = self.connection.take()?;
         let clean = connection.0.borrow().read.is_empty();
-        connection.0.borrow_mut().rest();
         clean.then_some(connection)
     }
 }

@@ -5,7 +5,6 @@
 //! knows exactly what the upstream can have seen.
 
 pub mod body;
-mod buffers;
 pub mod decoder;
 pub mod head;
 pub mod upload;
@@ -113,6 +112,14 @@ impl Connection {
             .is_pending()
     }
 
+    /// Gives back the memory that an idle connection does not need.
+    pub fn shrink(&self) {
+        let mut wire = self.0.borrow_mut();
+        if wire.read.is_empty() && wire.read.capacity() > 0 {
+            wire.read = BytesMut::new();
+        }
+    }
+
     /// Sends `upload` and reads the response head. Interim responses (but 101) go to `interim` on the way.
     ///
     /// The upload may be unfinished when the head comes; [`StreamingBody`] takes it on. On an error it tells what
@@ -208,12 +215,7 @@ impl Connection {
             return None;
         };
         let mut wire = self.0.borrow_mut();
-        if wire.read.len() as u64 != length {
-            return None;
-        }
-        let body = wire.read.split().freeze();
-        wire.rest();
-        Some(body)
+        (wire.read.len() as u64 == length).then(|| wire.read.split().freeze())
     }
 
     /// Takes the stream apart for an upgraded exchange: the stream, and what was read beyond the head.
@@ -244,6 +246,7 @@ impl Wire {
                 return Poll::Ready(Ok(head));
             }
             debug_assert!(self.read.len() < MAX_HEAD);
+            // Between responses nobody holds the buffer any more: it is taken back whole.
             match ready!(self.poll_fill(self.ask, cx)) {
                 Ok(0) if !self.read.is_empty() => {
                     return Poll::Ready(Err(ExchangeError::Incomplete));
@@ -257,32 +260,20 @@ impl Wire {
 
     /// Reads once, into at least `room` bytes.
     fn poll_fill(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read.capacity() == 0 {
-            // No buffer before there is something to read.
-            ready!(self.transport.poll_read_ready(cx));
-            self.read = buffers::take();
-        }
         if self.read.capacity() - self.read.len() < room {
             self.read.reserve(self.ask);
         }
-        let read = poll_read_buf(Pin::new(&mut self.transport), cx, &mut self.read);
-        if read.is_pending() {
-            self.rest();
-        }
-        let n = ready!(read)?;
+        let n = ready!(poll_read_buf(
+            Pin::new(&mut self.transport),
+            cx,
+            &mut self.read
+        ))?;
         if n >= self.ask {
             self.ask = (self.ask * 2).min(MOST_READ);
         } else if n < self.ask / 8 {
             self.ask = (self.ask / 2).max(LEAST_READ);
         }
         Poll::Ready(Ok(n))
-    }
-
-    /// Lets another connection have the buffer, if nothing is in it.
-    fn rest(&mut self) {
-        if self.read.is_empty() {
-            buffers::give(std::mem::take(&mut self.read));
-        }
     }
 
     /// For the next piece of a body what is left of a buffer is used up first: pieces still being written to the
