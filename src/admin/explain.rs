@@ -175,15 +175,6 @@ fn query(request: &Request) -> String {
 
 /// Strip, then add; `None` when there is nothing to strip.
 fn forwarded_target(route: &Route, request: &Request) -> Option<String> {
-    let path = match route.settings.strip_prefix {
-        true => route.prefix.strip(&request.path)?,
-        false => &request.path,
-    };
-    let add = &*route.settings.add_prefix;
-    let slash = if path.is_empty() && add.is_empty() {
-        "/"
-    } else {
-        ""
-    };
-    Some(format!("{add}{slash}{path}{}", query(request)))
+    let (added, rest) = route.forwarded_path(&request.path)?;
+    Some(format!("{added}{rest}{}", query(request)))
 }

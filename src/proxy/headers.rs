@@ -116,9 +116,6 @@ impl UpstreamHead<'_> {
         out.extend_from_slice(self.request.method.as_str().as_bytes());
         out.push(b' ');
         out.extend_from_slice(added.as_bytes());
-        if rest.is_empty() && added.is_empty() {
-            out.push(b'/');
-        }
         out.extend_from_slice(rest.as_bytes());
         out.extend_from_slice(query.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\n");

@@ -275,24 +275,10 @@ fn rewritten<'r>(route: &'r Route, target: &Target<'r>) -> Result<headers::Path<
         .path_and_query
         .find('?')
         .unwrap_or(target.path_and_query.len())..];
-    let settings = &*route.settings;
-    if target.path == "*" {
-        return Ok(headers::Path {
-            added: "",
-            rest: "*",
-            query,
-        });
-    }
-    let rest = if settings.strip_prefix {
-        route.prefix.strip(target.path).ok_or_else(|| {
-            Failure::malformed("the path is spelled so that its prefix cannot be stripped without changing the rest")
-        })?
-    } else {
-        target.path
-    };
-    Ok(headers::Path {
-        added: &settings.add_prefix,
-        rest,
-        query,
-    })
+    let (added, rest) = route.forwarded_path(target.path).ok_or_else(|| {
+        Failure::malformed(
+            "the path is spelled so that its prefix cannot be stripped without changing the rest",
+        )
+    })?;
+    Ok(headers::Path { added, rest, query })
 }

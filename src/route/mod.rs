@@ -47,6 +47,24 @@ pub struct Route {
 }
 
 impl Route {
+    /// What a raw path (no query) is asked for as upstream, in two parts: `add_prefix`, and what stripping leaves.
+    /// `None` if the prefix is to be stripped and the path, as it is spelled, lacks it.
+    pub fn forwarded_path<'r>(&'r self, raw_path: &'r str) -> Option<(&'r str, &'r str)> {
+        // The server as a whole (RFC 9110 section 9.3.7): there is no path to change.
+        if raw_path == "*" {
+            return Some(("", raw_path));
+        }
+        let rest = match self.settings.strip_prefix {
+            true => self.prefix.strip(raw_path)?,
+            false => raw_path,
+        };
+        let added = &*self.settings.add_prefix;
+        Some(match (added, rest) {
+            ("", "") => ("", "/"),
+            parts => parts,
+        })
+    }
+
     /// The member to send a request to, by index: none of `tried`, and one whose name has no address yet only if
     /// there is no other. `None`: nobody is left.
     pub fn pick(&self, tried: &[usize]) -> Option<usize> {

@@ -107,11 +107,6 @@ impl StreamingBody {
         self.decoder.is_done()
     }
 
-    /// Whether the connection's end is the body's end, so that no framing tells a cut from an end.
-    pub fn ends_with_connection(&self) -> bool {
-        self.decoder == Decoder::Close
-    }
-
     /// The next piece; `None` at the end.
     pub fn poll_frame(
         &mut self,

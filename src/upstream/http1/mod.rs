@@ -152,15 +152,15 @@ impl Connection {
                             });
                         }
                     }
-                    Poll::Ready(Err(UploadError::Client(error))) => {
-                        return Poll::Ready(Err(error.into()));
-                    }
                     Poll::Ready(sent) => {
-                        // What the upstream does not take it may have answered: read on.
-                        write_error = sent.err().map(|error| match error {
-                            UploadError::Upstream(error) => error,
-                            UploadError::Client(_) => unreachable!("matched above"),
-                        });
+                        write_error = match sent {
+                            Ok(()) => None,
+                            // What the upstream does not take it may have answered: read on.
+                            Err(UploadError::Upstream(error)) => Some(error),
+                            Err(UploadError::Client(error)) => {
+                                return Poll::Ready(Err(error.into()));
+                            }
+                        };
                         stage = Stage::Awaiting;
                         deadline.arm(limits.response);
                     }
