@@ -109,7 +109,7 @@ fn route(
         settings: Arc::new(settings.clone()),
         settings_key: None,
         balancer: Balancer::new(Balance::RoundRobin, &vec![1; members.len()], None),
-        members,
+        members: members.into(),
         metrics: metrics.route(name),
     }
 }

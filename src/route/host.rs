@@ -23,6 +23,16 @@ pub enum HostPattern {
     Any,
 }
 
+impl HostPattern {
+    /// The host; of a wildcard, its suffix; empty for every host.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Exact(text) | Self::Wildcard(text) => text,
+            Self::Any => "",
+        }
+    }
+}
+
 /// Why a text is no host pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {

@@ -39,7 +39,7 @@ pub struct Route {
     /// The `@settings` key in force, and its mod_revision.
     pub settings_key: Option<Box<KeyVersion>>,
     /// Its upstreams, ordered by key.
-    pub members: Vec<Member>,
+    pub members: Box<[Member]>,
     /// Picks one of `members` for a request.
     pub balancer: Balancer,
     /// Its counters, resolved once.

@@ -1,14 +1,12 @@
 //! The routing table: an immutable, persistent map from host and path to route. Looking up is pure; editing a clone
 //! shares all that did not change, so a change costs microseconds at a million hosts.
 
+mod hosts;
+
 use std::{cmp::Ordering, collections::BinaryHeap, sync::Arc};
 
-use foldhash::fast::RandomState;
-use imbl::{GenericHashMap, shared_ptr::DefaultSharedPtr};
-
+use self::hosts::Hosts;
 use super::{HostPattern, PathPrefix, Revision, Route, RouteId, host::is_address, path::normalise};
-
-type Hosts = GenericHashMap<Arc<str>, HostRoutes, RandomState, DefaultSharedPtr>;
 
 /// Which route a request belongs to. Cloning shares everything.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +106,7 @@ impl Table {
             None => HostRoutes::of(vec![route]),
         };
         self.counts = counts;
-        self.replace(host, Some(after));
+        self.replace(&host, Some(after));
     }
 
     /// Takes a route out.
@@ -125,22 +123,15 @@ impl Table {
         counts.routes -= 1;
         counts.members -= removed.members.len();
         self.counts = counts;
-        self.replace(id.host.clone(), after);
+        self.replace(&id.host, after);
     }
 
-    fn replace(&mut self, host: HostPattern, routes: Option<HostRoutes>) {
-        let (hosts, key) = match host {
-            HostPattern::Exact(host) => (&mut self.exact, host),
-            HostPattern::Wildcard(suffix) => (&mut self.wildcard, suffix),
-            HostPattern::Any => {
-                self.any = routes;
-                return;
-            }
-        };
-        match routes {
-            Some(routes) => hosts.insert(key, routes),
-            None => hosts.remove(&key),
-        };
+    fn replace(&mut self, host: &HostPattern, routes: Option<HostRoutes>) {
+        match host {
+            HostPattern::Exact(host) => self.exact.replace(host, routes),
+            HostPattern::Wildcard(suffix) => self.wildcard.replace(suffix, routes),
+            HostPattern::Any => self.any = routes,
+        }
     }
 
     /// How much it holds; counted as it is edited.
@@ -228,6 +219,12 @@ impl HostRoutes {
                 Self::Split(Arc::new(Prefixes { routes, longest }))
             }
         }
+    }
+
+    /// The host they are of; of a wildcard, its suffix.
+    fn host(&self) -> &str {
+        let first = self.as_slice().first();
+        first.map_or("", |route| route.host.text())
     }
 
     fn as_slice(&self) -> &[Arc<Route>] {

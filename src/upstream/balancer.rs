@@ -28,13 +28,16 @@ pub enum Balancer {
     /// Each in turn, exact over all workers together.
     RoundRobin(Box<RoundRobin>),
     /// Uniform at random.
-    Random(Box<[u32]>),
+    Random(Box<Schedule>),
 }
+
+/// The indices of members, each as often as its weight says.
+type Schedule = Box<[u32]>;
 
 /// A schedule and how far all workers together have come in it.
 #[derive(Debug)]
 pub struct RoundRobin {
-    schedule: Box<[u32]>,
+    schedule: Schedule,
     cursor: Arc<AtomicUsize>,
 }
 
@@ -49,7 +52,7 @@ impl Balancer {
         }
         let schedule = schedule(weights);
         match balance {
-            Balance::Random => Self::Random(schedule),
+            Balance::Random => Self::Random(Box::new(schedule)),
             Balance::RoundRobin => Self::RoundRobin(Box::new(RoundRobin {
                 schedule,
                 cursor: match previous {
@@ -116,7 +119,7 @@ fn random_below(bound: usize) -> usize {
 }
 
 /// Member `i` stands `weights[i]` times, over the greatest common divisor, its occurrences evenly spread.
-fn schedule(weights: &[u32]) -> Box<[u32]> {
+fn schedule(weights: &[u32]) -> Schedule {
     let weights = scaled_down(weights);
     let mut turns: Vec<(u64, u32)> = Vec::new();
     for (member, weight) in (0_u32..).zip(weights) {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{route::Settings, telemetry::metrics::Metrics, upstream::balancer::Balancer};
 
-fn id(name: &str) -> RouteId {
+pub(super) fn id(name: &str) -> RouteId {
     let (host, prefix) = name.split_once('/').unwrap_or((name, ""));
     RouteId {
         host: host.parse().expect(name),
@@ -9,22 +9,24 @@ fn id(name: &str) -> RouteId {
     }
 }
 
+/// A route without members.
+pub(super) fn route(name: &str) -> Arc<Route> {
+    let RouteId { host, prefix } = id(name);
+    Arc::new(Route {
+        host,
+        prefix,
+        name: name.into(),
+        settings: Settings::shared_default(),
+        settings_key: None,
+        members: Box::default(),
+        balancer: Balancer::Nobody,
+        metrics: Metrics::new().route(name),
+    })
+}
+
 fn table(names: &[&str]) -> Table {
-    let metrics = Metrics::new();
     let mut table = Table::default();
-    for name in names {
-        let RouteId { host, prefix } = id(name);
-        table.insert(Arc::new(Route {
-            host,
-            prefix,
-            name: (*name).into(),
-            settings: Settings::shared_default(),
-            settings_key: None,
-            members: Vec::new(),
-            balancer: Balancer::Nobody,
-            metrics: metrics.route(name),
-        }));
-    }
+    names.iter().for_each(|name| table.insert(route(name)));
     table
 }
 

@@ -63,7 +63,7 @@ impl Draft {
         };
         // Shares the texts of the route in force.
         draft.id = route.id();
-        for member in &route.members {
+        for member in &*route.members {
             // The several addresses of a name have one key.
             draft
                 .upstreams
@@ -177,7 +177,7 @@ impl Draft {
         }))
     }
 
-    fn members<'a, A>(&self, workshop: &mut Workshop<'_, A>) -> Vec<Member>
+    fn members<'a, A>(&self, workshop: &mut Workshop<'_, A>) -> Box<[Member]>
     where
         A: Fn(&str) -> &'a [IpAddr],
     {
@@ -202,7 +202,7 @@ impl Draft {
                 });
             }
         }
-        members
+        members.into()
     }
 }
 
