@@ -5,6 +5,7 @@
 //! `report` tells the operator. What the keys mean is the publisher's business.
 
 mod assembly;
+pub mod backoff;
 pub mod connection;
 mod credentials;
 pub mod fault;

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::fault::Fault;
+use super::{
+    backoff::{back_off, scatter},
+    fault::Fault,
+};
 
-/// A third of the lease TTL that an instance will hold, so that three tries fit into it.
+/// Between two tries. Nothing expires meanwhile, and it bounds how long an etcd that is back goes unnoticed.
 const LONGEST: Duration = Duration::from_secs(15);
-const SHORTEST: Duration = Duration::from_millis(100);
 /// A watch that lived this long was no failure of its endpoint: counting starts anew.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -38,32 +40,38 @@ impl Retry {
     }
 
     /// Counts a failure after a watch of this length (if there was one), turns to the endpoint to use next, and says
-    /// how long to wait before. Every endpoint gets its turn before the first wait; `random` is from 0 to 1.
+    /// how long to wait before. Every endpoint gets its turn before the first back-off, but a watch that stood is lost
+    /// by the whole fleet at once, so then the first try is scattered; `random` is from 0 to 1.
     pub fn after(&mut self, fault: &Fault, watched: Option<Duration>, random: f64) -> Duration {
-        if watched.is_some_and(|lived| lived >= SETTLED) {
+        let stood = watched.is_some_and(|lived| lived >= SETTLED);
+        if stood {
             self.failures = 0;
             self.logged_in_afresh = false;
         }
         if matches!(fault, Fault::Refused(_)) && !self.logged_in_afresh {
             self.logged_in_afresh = true;
-            return Duration::ZERO;
+            return if stood {
+                scatter(random)
+            } else {
+                Duration::ZERO
+            };
         }
         self.failures = self.failures.saturating_add(1);
         self.current = (self.current + 1) % self.endpoints;
+        if stood {
+            return scatter(random);
+        }
         let turns = u32::try_from(self.endpoints).unwrap_or(u32::MAX);
         if !self.failures.is_multiple_of(turns) {
             return Duration::ZERO;
         }
-        let doublings = (self.failures / turns - 1).min(16);
-        (SHORTEST * 2u32.pow(doublings))
-            .min(LONGEST)
-            .mul_f64(0.5 + random / 2.0)
+        back_off(self.failures / turns, LONGEST, random)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::backoff::SHORTEST, *};
 
     fn unreachable() -> Fault {
         Fault::Unreachable("refused".to_owned())
@@ -78,17 +86,6 @@ mod tests {
         assert_eq!(
             waits,
             [100, 200, 400, 800, 1600, 3200, 6400, 12800, 15000, 15000]
-        );
-        for _ in 0..100 {
-            assert_eq!(retry.after(&unreachable(), None, 1.0), LONGEST);
-        }
-    }
-
-    #[test]
-    fn jitter_takes_up_to_half() {
-        assert_eq!(
-            Retry::new(1, 0).after(&unreachable(), None, 0.0),
-            SHORTEST / 2
         );
     }
 
@@ -106,17 +103,19 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_that_lived_starts_the_count_anew() {
-        let mut retry = Retry::new(1, 0);
+    fn a_watch_that_stood_starts_the_count_anew_and_scatters_the_first_try() {
+        let mut retry = Retry::new(3, 0);
         for _ in 0..8 {
             retry.after(&unreachable(), None, 1.0);
         }
-        assert_eq!(retry.after(&unreachable(), Some(SETTLED), 1.0), SHORTEST);
-        assert_eq!(
-            retry.after(&unreachable(), Some(Duration::ZERO), 1.0),
-            SHORTEST * 2,
-            "a watch that breaks at once is a failure like any other"
-        );
+        for (watched, expected) in [
+            (Some(SETTLED), 250),
+            (None, 0),
+            (Some(Duration::ZERO), 62), // breaks at once: a failure like any other
+        ] {
+            let wait = retry.after(&unreachable(), watched, 0.25);
+            assert_eq!(wait.as_millis(), expected, "{watched:?}");
+        }
     }
 
     #[test]
@@ -128,10 +127,12 @@ mod tests {
         retry.after(&refused, None, 1.0);
         assert_eq!(retry.current(), 1);
         assert_eq!(retry.after(&refused, None, 1.0), SHORTEST, "backs off");
+        // One more login; if users were changed, that of the whole fleet.
+        let current = retry.current();
         assert_eq!(
-            retry.after(&refused, Some(SETTLED), 1.0),
-            Duration::ZERO,
-            "one more login"
+            retry.after(&refused, Some(SETTLED), 0.5),
+            Duration::from_millis(500)
         );
+        assert_eq!(retry.current(), current);
     }
 }
