@@ -10,6 +10,7 @@ use super::{
     fault::Fault,
     identity::{Testimony, Witness},
     reading::{Page, PageRequest},
+    transport::{Connect, Transport, Watch},
 };
 use crate::{
     config::{EtcdConfig, etcd::is_https},
@@ -48,36 +49,6 @@ impl Connector {
         Ok(connector)
     }
 
-    /// The URLs of the members.
-    pub fn endpoints(&self) -> &[String] {
-        &self.config.endpoints
-    }
-
-    /// A client of its own for this endpoint, logged in: password and certificates are read anew, so that they can be
-    /// rotated. Without a login nothing is sent yet.
-    pub async fn connect(&self, endpoint: &str) -> Result<Connection, Fault> {
-        let mut options = ConnectOptions::new()
-            .with_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_TIME)
-            .with_keep_alive_while_idle(true)
-            .with_connect_timeout(CALL_TIME)
-            .with_require_leader(true);
-        if is_https(endpoint) {
-            let tls =
-                tls_options(&self.config).map_err(|error| Fault::Refused(format!("{error:#}")))?;
-            options = options.with_tls(tls);
-        }
-        let Some(user) = &self.config.user else {
-            return connect(endpoint, options).await;
-        };
-        let password = read_password(&user.password).await?;
-        let login = options.clone().with_user(&user.name, password);
-        match connect(endpoint, login).await {
-            // As etcdctl does: a login is no error where none is needed.
-            Err(fault) if fault.wants_no_login() => connect(endpoint, options).await,
-            result => result,
-        }
-    }
-
     /// A connection to the first endpoint that answers, for a command that a person waits for: all of them together
     /// have 4 s.
     ///
@@ -102,6 +73,39 @@ impl Connector {
             "etcd does not answer; nothing is written. {} (name the endpoints with --etcd)",
             failures.join("; ")
         )
+    }
+}
+
+impl Connect for Connector {
+    type Transport = Connection;
+
+    fn endpoints(&self) -> &[String] {
+        &self.config.endpoints
+    }
+
+    /// A client of its own for this endpoint, logged in: password and certificates are read anew, so that they can be
+    /// rotated. Without a login nothing is sent yet.
+    async fn connect(&self, endpoint: &str) -> Result<Connection, Fault> {
+        let mut options = ConnectOptions::new()
+            .with_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_TIME)
+            .with_keep_alive_while_idle(true)
+            .with_connect_timeout(CALL_TIME)
+            .with_require_leader(true);
+        if is_https(endpoint) {
+            let tls =
+                tls_options(&self.config).map_err(|error| Fault::Refused(format!("{error:#}")))?;
+            options = options.with_tls(tls);
+        }
+        let Some(user) = &self.config.user else {
+            return connect(endpoint, options).await;
+        };
+        let password = read_password(&user.password).await?;
+        let login = options.clone().with_user(&user.name, password);
+        match connect(endpoint, login).await {
+            // As etcdctl does: a login is no error where none is needed.
+            Err(fault) if fault.wants_no_login() => connect(endpoint, options).await,
+            result => result,
+        }
     }
 }
 
@@ -154,9 +158,12 @@ impl Connection {
             answer => answer.map(|_| ()),
         }
     }
+}
 
-    /// One page below the prefix that ends at `range_end`.
-    pub(super) async fn page(&self, request: PageRequest, range_end: &[u8]) -> Result<Page, Fault> {
+impl Transport for Connection {
+    type Watch = Stream;
+
+    async fn page(&self, request: PageRequest, range_end: &[u8]) -> Result<Page, Fault> {
         let mut options = GetOptions::new()
             .with_range(range_end)
             .with_limit(request.limit);
@@ -174,12 +181,7 @@ impl Connection {
         })
     }
 
-    /// What this cluster knows of the witness at our revision: one linearizable read.
-    pub(super) async fn ask(
-        &self,
-        witness: &Witness,
-        revision: Revision,
-    ) -> Result<Testimony, Fault> {
+    async fn ask(&self, witness: &Witness, revision: Revision) -> Result<Testimony, Fault> {
         let options = GetOptions::new().with_revision(revision);
         let mut kv = self.kv.clone();
         let asked = kv.get(witness.key.clone(), Some(options));
@@ -199,13 +201,12 @@ impl Connection {
         })
     }
 
-    /// Asks for one watch over the range, from `revision` on; whether it stands, its first response says.
-    pub(super) async fn watch(
+    async fn watch(
         &self,
         prefix: &[u8],
         range_end: &[u8],
         revision: Revision,
-    ) -> Result<Watch, Fault> {
+    ) -> Result<Stream, Fault> {
         let options = WatchOptions::new()
             .with_range(range_end)
             .with_start_revision(revision)
@@ -215,20 +216,19 @@ impl Connection {
             .client
             .watch_client()
             .max_decoding_message_size(MESSAGE_BYTES);
-        let stream = bounded("starting the watch", client.watch(prefix, Some(options))).await?;
-        Ok(Watch { stream })
+        let watch = bounded("starting the watch", client.watch(prefix, Some(options))).await?;
+        Ok(Stream { watch })
     }
 }
 
 /// A watch stream with one watch on it.
-pub(super) struct Watch {
-    stream: WatchStream,
+pub struct Stream {
+    watch: WatchStream,
 }
 
-impl Watch {
-    /// The next response, whenever it comes.
-    pub(super) async fn response(&mut self) -> Result<Response, Fault> {
-        match self.stream.message().await {
+impl Watch for Stream {
+    async fn response(&mut self) -> Result<Response, Fault> {
+        match self.watch.message().await {
             Ok(Some(response)) => Ok(plain(response)),
             Ok(None) => Err(Fault::Unreachable("etcd closed the watch".to_owned())),
             Err(error) => Err(error.into()),

@@ -14,9 +14,11 @@ mod reading;
 mod report;
 mod retry;
 mod session;
+mod transport;
 
 use std::sync::Arc;
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
 pub use self::connection::{Connection, Connector};
@@ -28,19 +30,22 @@ use self::{
     report::Report,
     retry::Retry,
     session::{Session, read_everything},
+    transport::Connect,
 };
 use super::{Entry, Update};
 use crate::live::Live;
 use crate::{config::EtcdConfig, route::Revision};
 
-/// Follows the keys below one prefix of an etcd cluster.
+/// Follows the keys below one prefix of an etcd cluster, which connections of `C` reach.
 #[derive(Debug)]
-pub struct Etcd {
-    connector: Connector,
+pub struct Etcd<C = Connector> {
+    connector: C,
     prefix: Vec<u8>,
     range_end: Vec<u8>,
     state: State,
     retry: Retry,
+    /// For the jitter.
+    random: StdRng,
 }
 
 /// What we have, and so what comes next.
@@ -68,14 +73,23 @@ impl Etcd {
     /// Names the certificate file that can't be read or used.
     pub fn new(config: EtcdConfig, prefix: String) -> anyhow::Result<Self> {
         let connector = Connector::new(config)?;
-        Ok(Self {
+        Ok(Self::over(connector, prefix, rand::random()))
+    }
+}
+
+impl<C: Connect> Etcd<C> {
+    /// A source for the keys below `prefix`; the same `seed` makes the same choices.
+    fn over(connector: C, prefix: String, seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        Self {
             // Not all instances of a fleet on the first member.
-            retry: Retry::new(connector.endpoints().len(), rand::random()),
+            retry: Retry::new(connector.endpoints().len(), random.random()),
+            random,
             connector,
             range_end: range_end(prefix.as_bytes()),
             prefix: prefix.into_bytes(),
             state: State::Snapshot(Reread::Start),
-        })
+        }
     }
 
     /// Sends a snapshot, then every change, for as long as somebody receives them; tells `live.status` how things
@@ -112,7 +126,8 @@ impl Etcd {
             if let State::CatchingUp { reason, .. } = self.state {
                 self.state = State::Snapshot(reason);
             }
-            tokio::time::sleep(self.retry.after(&fault, watched, rand::random())).await;
+            let pause = self.retry.after(&fault, watched, self.random.random());
+            tokio::time::sleep(pause).await;
         }
     }
 }

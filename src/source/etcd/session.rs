@@ -1,21 +1,22 @@
 //! One connection's life: recognise the cluster, read if need be, watch until something ends it.
 
-use std::{
-    convert::Infallible,
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, time::Duration};
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tracing::debug;
 
 use super::{
     State,
     assembly::{Assembly, Heard},
-    connection::{CALL_TIME, Connection, Connector, silent},
+    connection::{CALL_TIME, silent},
     fault::Fault,
     identity::{Identity, Reread},
     reading::{Everything, Reading},
     report::Report,
+    transport::{Connect, Transport, Watch},
 };
 use crate::{
     route::Revision,
@@ -26,8 +27,8 @@ use crate::{
 const CAUGHT_UP: Duration = Duration::from_secs(1);
 
 /// What is done over one connection.
-pub(super) struct Session<'a> {
-    pub(super) connector: &'a Connector,
+pub(super) struct Session<'a, C> {
+    pub(super) connector: &'a C,
     pub(super) prefix: &'a [u8],
     pub(super) range_end: &'a [u8],
     pub(super) state: &'a mut State,
@@ -37,7 +38,7 @@ pub(super) struct Session<'a> {
     pub(super) watching_since: Option<Instant>,
 }
 
-impl Session<'_> {
+impl<C: Connect> Session<'_, C> {
     /// Goes as far as it can; what ends it says how to go on.
     pub(super) async fn run(&mut self, endpoint: &str) -> Result<Infallible, Fault> {
         let connection = self.connector.connect(endpoint).await?;
@@ -55,7 +56,7 @@ impl Session<'_> {
 
     /// Before a watch is resumed: is this the history that we know? A witness that knows nothing of it, or none to
     /// ask, and everything is read anew.
-    async fn recognise(&mut self, connection: &Connection) -> Result<(), Fault> {
+    async fn recognise(&mut self, connection: &impl Transport) -> Result<(), Fault> {
         let State::Watching { revision, identity } = &self.state else {
             return Ok(());
         };
@@ -71,7 +72,7 @@ impl Session<'_> {
 
     async fn read(
         &mut self,
-        connection: &Connection,
+        connection: &impl Transport,
         endpoint: &str,
         reason: Reread,
     ) -> Result<(), Fault> {
@@ -108,7 +109,7 @@ impl Session<'_> {
     /// One watch, until it ends.
     async fn watch(
         &mut self,
-        connection: &Connection,
+        connection: &impl Transport,
         endpoint: &str,
     ) -> Result<Infallible, Fault> {
         let from = match &self.state {
@@ -210,7 +211,7 @@ impl Session<'_> {
 
 /// Everything below the prefix, in as many pages as it takes.
 pub(super) async fn read_everything(
-    connection: &Connection,
+    connection: &impl Transport,
     prefix: &[u8],
     range_end: &[u8],
 ) -> Result<Everything, Fault> {

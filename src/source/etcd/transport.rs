@@ -1,0 +1,58 @@
+//! What the source needs of etcd, and no more: so that it runs over a model of etcd as it does over the network.
+
+use super::{
+    assembly::Response,
+    fault::Fault,
+    identity::{Testimony, Witness},
+    reading::{Page, PageRequest},
+};
+use crate::route::Revision;
+
+/// Makes connections: [`Connector`](super::Connector), or a model of etcd.
+pub trait Connect {
+    /// What it makes.
+    type Transport: Transport;
+
+    /// The URLs of the members; at least one.
+    fn endpoints(&self) -> &[String];
+
+    /// A connection to this member.
+    fn connect(
+        &self,
+        endpoint: &str,
+    ) -> impl Future<Output = Result<Self::Transport, Fault>> + Send;
+}
+
+/// One connection to one member. Every call ends within [`CALL_TIME`](super::connection::CALL_TIME).
+pub trait Transport {
+    /// A watch over it.
+    type Watch: Watch;
+
+    /// One page below the prefix that ends at `range_end`.
+    fn page(
+        &self,
+        request: PageRequest,
+        range_end: &[u8],
+    ) -> impl Future<Output = Result<Page, Fault>> + Send;
+
+    /// What this cluster knows of the witness at our revision: one linearizable read.
+    fn ask(
+        &self,
+        witness: &Witness,
+        revision: Revision,
+    ) -> impl Future<Output = Result<Testimony, Fault>> + Send;
+
+    /// Asks for one watch over the range, from `revision` on; whether it stands, its first response says.
+    fn watch(
+        &self,
+        prefix: &[u8],
+        range_end: &[u8],
+        revision: Revision,
+    ) -> impl Future<Output = Result<Self::Watch, Fault>> + Send;
+}
+
+/// A watch stream with one watch on it.
+pub trait Watch {
+    /// The next response, whenever it comes.
+    fn response(&mut self) -> impl Future<Output = Result<Response, Fault>> + Send;
+}
