@@ -23,6 +23,7 @@ mod http_streaming;
 mod http_tls;
 mod http_upgrade;
 mod keys_live;
+mod leases;
 mod lifecycle;
 mod outputs;
 mod put_delete;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Txn, WatchOptions, WatchStream};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, KvClient, Txn, TxnResponse, WatchOptions, WatchStream,
+};
 
 use super::{
     assembly::Response,
@@ -120,7 +122,7 @@ pub struct Committed {
 
 /// A client of one member.
 pub struct Connection {
-    client: Client,
+    pub(super) client: Client,
     kv: KvClient,
 }
 
@@ -131,8 +133,7 @@ impl Connection {
     ///
     /// What etcd says; without an answer the transaction may have been committed or not.
     pub async fn commit(&self, txn: Txn) -> anyhow::Result<Committed> {
-        let mut kv = self.kv.clone();
-        let answer = match bounded("the transaction", kv.txn(txn)).await {
+        let answer = match self.txn(txn).await {
             Err(Fault::Silent(message)) => {
                 anyhow::bail!(
                     "{message}; whether it was committed is not known: look before trying again"
@@ -146,6 +147,16 @@ impl Connection {
                 .header()
                 .map_or(0, etcd_client::ResponseHeader::revision),
         })
+    }
+
+    /// One transaction, with all that it read.
+    ///
+    /// # Errors
+    ///
+    /// After [`Fault::Silent`] it may have been committed or not.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Fault> {
+        let mut kv = self.kv.clone();
+        bounded("the transaction", kv.txn(txn)).await
     }
 
     /// Whether anybody is there. A linearizable read; what it finds doesn't matter.

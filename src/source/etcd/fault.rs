@@ -58,6 +58,11 @@ impl Fault {
         }
     }
 
+    /// Whether the lease that was named is gone.
+    pub fn is_lost_lease(&self) -> bool {
+        matches!(self, Self::Unreachable(message) if message.contains("requested lease not found"))
+    }
+
     /// Whether etcd has authentication switched off and wants no login.
     pub(super) fn wants_no_login(&self) -> bool {
         matches!(self, Self::Refused(message) if message.contains("authentication is not enabled"))

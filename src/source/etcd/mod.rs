@@ -10,18 +10,18 @@ pub mod connection;
 mod credentials;
 pub mod fault;
 mod identity;
+mod leases;
 mod reading;
 mod report;
 mod retry;
 mod session;
-mod transport;
+pub mod transport;
 
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
-pub use self::connection::{Connection, Connector};
 use self::{
     connection::range_end,
     fault::Fault,
@@ -31,6 +31,10 @@ use self::{
     retry::Retry,
     session::{Session, read_everything},
     transport::Connect,
+};
+pub use self::{
+    connection::{Connection, Connector},
+    leases::Lease,
 };
 use super::{Entry, Update};
 use crate::live::Live;
