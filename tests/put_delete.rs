@@ -12,7 +12,7 @@ use waypost::{
     fleet::change::ChangeRecord,
 };
 
-use crate::support::etcd::EtcdCluster;
+use crate::support::{etcd::EtcdCluster, waypost::waypost};
 
 #[tokio::test]
 async fn put_writes_the_key_and_who_did_it_at_one_revision() {
@@ -72,6 +72,31 @@ async fn a_mistake_is_refused_and_nothing_is_written() {
 }
 
 #[tokio::test]
+async fn force_writes_what_check_refuses_and_is_on_record() {
+    let etcd = EtcdCluster::start(1).await;
+    let endpoint = &etcd.endpoints()[0];
+    let later = r#"{"sticky": {"cookie": "x"}}"#;
+    let words = ["put", "a.test", "@settings", later, "--etcd", endpoint];
+    let refused = waypost(&words).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("not supported yet"), "{refused:?}");
+    assert_eq!(read(&etcd, "/hosts/a.test/@settings").await, None);
+
+    let forced = waypost(&[&words[..], &["--force"]].concat()).await;
+    assert_eq!(forced.code, Some(0), "{forced:?}");
+    assert!(forced.stderr.contains("not supported yet"), "{forced:?}");
+    let (value, revision) = read(&etcd, "/hosts/a.test/@settings").await.unwrap();
+    assert_eq!(
+        (value.as_str(), forced.stdout),
+        (later, format!("revision {revision}\n"))
+    );
+    let (record, _) = read(&etcd, &ChangeRecord::key("/hosts/")).await.unwrap();
+    assert!(record.contains("--force"), "{record}");
+    let checked = waypost(&["check", "--etcd", endpoint]).await;
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+}
+
+#[tokio::test]
 async fn delete_removes_one_key_and_says_who() {
     let etcd = EtcdCluster::start(1).await;
     etcd.put("/hosts/a/b:80", "").await;
@@ -126,6 +151,7 @@ async fn put(
         route: route.to_owned(),
         upstream: upstream.to_owned(),
         json: json.map(str::to_owned),
+        force: false,
         etcd: args(endpoints),
     };
     put.run().await

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use etcd_client::{Txn, TxnOp};
 
-use super::target::Target;
+use super::target::{Target, typed};
 use crate::{config::etcd::EtcdArgs, fleet::change::ChangeRecord, source::etcd::Connector};
 
 /// Add an upstream to a route, change it, or set the route's settings
@@ -17,7 +17,8 @@ Examples:
   waypost put '*.example.com' '[2001:db8::7]:4000'
   waypost put blog.example.com @settings '{\"balance\": \"random\"}'
 
-What `serve` would reject is refused, and nothing is written.
+What `serve` would reject (`waypost check` says the same of keys that are there) is refused, and nothing is written;
+--force writes it all the same, for an instance of a later version to take.
 It is the same as `etcdctl put /hosts/HOST[/PATH]/UPSTREAM JSON`, with a check before and a record of who did it.")]
 pub struct Put {
     /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
@@ -29,6 +30,9 @@ pub struct Put {
     /// Options of the upstream, or the settings [default: none]
     #[arg(value_name = "JSON")]
     pub json: Option<String>,
+    /// Write also what `serve` rejects
+    #[arg(long)]
+    pub force: bool,
     /// How etcd is reached
     #[command(flatten)]
     pub etcd: EtcdArgs,
@@ -42,17 +46,38 @@ impl Put {
     /// Says what is wrong with the arguments, or that etcd doesn't answer; nothing is written then.
     pub async fn run(self) -> Result<ExitCode> {
         let (config, prefix) = self.etcd.resolve()?;
-        let target = Target::parse(&prefix, &self.route, &self.upstream)?;
-        target.check_value(self.json.as_deref())?;
+        let key = self.key(&prefix)?;
 
         let json = self.json.unwrap_or_default();
-        let command = ["waypost put", &self.route, &self.upstream, &json].join(" ");
-        let record = ChangeRecord::of(command.trim_end().to_owned());
+        let mut command = ["waypost put", &self.route, &self.upstream, &json].join(" ");
+        command.truncate(command.trim_end().len());
+        if self.force {
+            command += " --force";
+        }
+        let record = ChangeRecord::of(command);
         let connection = Connector::new(config)?.answering(&prefix).await?;
-        let txn = Txn::new().and_then([TxnOp::put(target.key, json, None), record.write(&prefix)?]);
+        let txn = Txn::new().and_then([TxnOp::put(key, json, None), record.write(&prefix)?]);
         let written = connection.commit(txn).await?;
         super::print(&format!("revision {}\n", written.revision))?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The key to write; what is wrong with it or its value is an error, or with --force a warning.
+    fn key(&self, prefix: &str) -> Result<String> {
+        let (key, verdict) = match Target::parse(prefix, &self.route, &self.upstream) {
+            Ok(target) => {
+                let verdict = target.check_value(self.json.as_deref());
+                (target.key, verdict)
+            }
+            Err(reason) => (typed(prefix, &self.route, &self.upstream)?, Err(reason)),
+        };
+        match verdict {
+            Err(reason) if self.force => {
+                eprintln!("waypost: {reason:#}; written all the same, as --force says");
+            }
+            verdict => verdict?,
+        }
+        Ok(key)
     }
 }
 
@@ -86,6 +111,26 @@ mod tests {
         );
         assert_eq!(put.etcd.etcd, ["x:1", "y:2", "z:3"]);
         assert_eq!(put.etcd.prefix.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn force_stops_short_of_the_fleets_own_keys() {
+        for (words, expected) in [
+            (&["A", "[::0001]:80"][..], Some("/hosts/a/[::1]:80")),
+            (&["A/x/", "b", "--force"], Some("/hosts/A/x/b")),
+            (&["a", "b:80", "five", "--force"], Some("/hosts/a/b:80")),
+            (&["a", "@settings", "{\"x\": 1}"], None),
+            (
+                &["a", "@settings", "{\"x\": 1}", "--force"],
+                Some("/hosts/a/@settings"),
+            ),
+            (&["@waypost", "pulse", "--force"], None),
+            (&["a", "b/c:80", "--force"], None),
+            (&["", "b:80", "--force"], None),
+        ] {
+            let key = parse(words).unwrap().key("/hosts/").ok();
+            assert_eq!(key.as_deref(), expected, "{words:?}");
+        }
     }
 
     #[test]

@@ -25,21 +25,8 @@ pub(super) struct Target {
 impl Target {
     /// What `host_and_path` and `upstream` name below `prefix` (normalised).
     pub(super) fn parse(prefix: &str, host_and_path: &str, upstream: &str) -> Result<Self> {
+        let typed = typed(prefix, host_and_path, upstream)?;
         let route = host_and_path.trim_end_matches('/');
-        ensure!(
-            !route.is_empty(),
-            "HOST is empty: name a host such as blog.example.com, or *"
-        );
-        ensure!(
-            !route.starts_with('@'),
-            "HOST {route:?} starts with \"@\", which is kept for Waypost's own keys"
-        );
-        // Else `a b/c:80` would silently be taken for `a/b c:80`.
-        ensure!(
-            !upstream.contains('/'),
-            "UPSTREAM {upstream:?} has a slash: a path goes behind the host, HOST/PATH; of a socket write unix:%2Frun%2Fapp.sock"
-        );
-        let typed = format!("{prefix}{route}/{upstream}");
         let parsed =
             key::parse(prefix, typed.as_bytes()).with_context(|| format!("{route} {upstream}"))?;
         let (key, is_settings) = match parsed {
@@ -78,6 +65,29 @@ impl Target {
             None => Ok(()),
         }
     }
+}
+
+/// The key as it was typed, be it valid or not.
+///
+/// # Errors
+///
+/// Where it would be one of the fleet's own keys, or another one than it looks like.
+pub(super) fn typed(prefix: &str, host_and_path: &str, upstream: &str) -> Result<String> {
+    let route = host_and_path.trim_end_matches('/');
+    ensure!(
+        !route.is_empty(),
+        "HOST is empty: name a host such as blog.example.com, or *"
+    );
+    ensure!(
+        !route.starts_with('@'),
+        "HOST {route:?} starts with \"@\", which is kept for Waypost's own keys"
+    );
+    // Else `a b/c:80` would silently be taken for `a/b c:80`.
+    ensure!(
+        !upstream.contains('/'),
+        "UPSTREAM {upstream:?} has a slash: a path goes behind the host, HOST/PATH; of a socket write unix:%2Frun%2Fapp.sock"
+    );
+    Ok(format!("{prefix}{route}/{upstream}"))
 }
 
 #[cfg(test)]
