@@ -1,7 +1,10 @@
 //! The etcd source against real etcd: what it tells, in which order, and how much at once.
 
 use etcd_client::{DeleteOptions, TxnOp};
-use waypost::source::{Change, Update, etcd::read_all};
+use waypost::source::{
+    Change, Update,
+    etcd::{Etcd, read_all},
+};
 
 use crate::support::{
     etcd::{EtcdCluster, Options},
@@ -50,6 +53,28 @@ async fn a_snapshot_comes_first_and_then_every_change_in_order() {
         (status.location, status.stale_since),
         (etcd.endpoints()[0].clone(), None)
     );
+}
+
+#[tokio::test]
+async fn a_source_goes_on_from_what_is_known_if_the_cluster_vouches_for_it() {
+    let etcd = EtcdCluster::start(1).await;
+    etcd.put("/hosts/a/a:80", "x").await;
+    etcd.put("/hosts/b/b:80", "").await;
+    let (entries, revision) = read_all(&etcd.config(), PREFIX).await.unwrap();
+    let answer = etcd.client().get("any", None).await.unwrap();
+    let cluster_id = answer.header().expect("a header").cluster_id();
+    let deleted = etcd.delete("/hosts/b/b:80").await;
+    let source = || Etcd::new(etcd.config(), PREFIX.to_owned()).unwrap();
+
+    let known = source().resuming(cluster_id, revision, &entries);
+    let mut follower = Follower::following(known);
+    assert_eq!(
+        follower.changes().await,
+        (vec!["-/hosts/b/b:80".to_owned()], deleted)
+    );
+
+    let elsewhere = source().resuming(cluster_id + 1, revision, &entries);
+    assert_eq!(Follower::following(elsewhere).snapshot().await, deleted);
 }
 
 #[tokio::test]

@@ -23,6 +23,10 @@ pub struct Follower {
 
 impl Follower {
     pub fn of(config: EtcdConfig) -> Self {
+        Self::following(Etcd::new(config, PREFIX.to_owned()).expect("a usable configuration"))
+    }
+
+    pub fn following(source: Etcd) -> Self {
         let live = Live::new(Status {
             kind: "etcd",
             connected: false,
@@ -32,7 +36,6 @@ impl Follower {
             error: None,
         });
         let (sender, updates) = mpsc::channel(16);
-        let source = Etcd::new(config, PREFIX.to_owned()).expect("a usable configuration");
         Self {
             task: tokio::spawn(source.run(live.clone(), sender)),
             live,

@@ -10,7 +10,9 @@ pub mod connection;
 mod credentials;
 pub mod fault;
 mod identity;
+mod known;
 mod leases;
+mod ledger;
 mod reading;
 mod report;
 mod retry;
@@ -25,7 +27,8 @@ use tokio::sync::mpsc;
 use self::{
     connection::range_end,
     fault::Fault,
-    identity::{Identity, Reread},
+    identity::Reread,
+    known::Known,
     reading::{CatchUp, Everything},
     report::Report,
     retry::Retry,
@@ -63,10 +66,7 @@ enum State {
     CatchingUp { catch_up: CatchUp, reason: Reread },
     /// Everything up to this revision was passed on. A lost watch stays here and resumes at it, once the witness has
     /// vouched for the history; compaction and another history lead to `Snapshot`.
-    Watching {
-        revision: Revision,
-        identity: Identity,
-    },
+    Watching(Known),
 }
 
 impl Etcd {
@@ -94,6 +94,14 @@ impl<C: Connect> Etcd<C> {
             prefix: prefix.into_bytes(),
             state: State::Snapshot(Reread::Start),
         }
+    }
+
+    /// Goes on from what this cluster had at this revision, all of which the receiver of the updates has already:
+    /// if the cluster vouches for it, the first update brings what changed since, else a snapshot.
+    pub fn resuming(mut self, cluster_id: u64, revision: Revision, entries: &[Entry]) -> Self {
+        let known = Known::of(&self.prefix, cluster_id, revision, entries);
+        self.state = State::Watching(known);
+        self
     }
 
     /// Sends a snapshot, then every change, for as long as somebody receives them; tells `live.status` how things

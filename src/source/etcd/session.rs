@@ -13,7 +13,8 @@ use super::{
     assembly::{Assembly, Heard},
     connection::{CALL_TIME, silent},
     fault::Fault,
-    identity::{Identity, Reread},
+    identity::Reread,
+    known::Known,
     reading::{Everything, Reading},
     report::Report,
     transport::{Connect, Transport, Watch},
@@ -57,11 +58,14 @@ impl<C: Connect> Session<'_, C> {
     /// Before a watch is resumed: is this the history that we know? A witness that knows nothing of it, or none to
     /// ask, and everything is read anew.
     async fn recognise(&mut self, connection: &impl Transport) -> Result<(), Fault> {
-        let State::Watching { revision, identity } = &self.state else {
+        let State::Watching(known) = &self.state else {
             return Ok(());
         };
-        let verdict = match identity.witness() {
-            Some(witness) => identity.judge(&witness, &connection.ask(&witness, *revision).await?),
+        let verdict = match known.identity.witness() {
+            Some(witness) => {
+                let testimony = connection.ask(&witness, known.revision).await?;
+                known.identity.judge(&witness, &testimony)
+            }
             None => Err(Reread::NoWitness),
         };
         if let Err(reason) = verdict {
@@ -100,9 +104,9 @@ impl<C: Connect> Session<'_, C> {
         revision: Revision,
         cluster_id: u64,
     ) -> Result<(), Fault> {
-        let identity = Identity::of(cluster_id, &entries);
+        let known = Known::of(self.prefix, cluster_id, revision, &entries);
         self.send(Update::Snapshot { entries, revision }).await?;
-        *self.state = State::Watching { revision, identity };
+        *self.state = State::Watching(known);
         Ok(())
     }
 
@@ -113,7 +117,7 @@ impl<C: Connect> Session<'_, C> {
         endpoint: &str,
     ) -> Result<Infallible, Fault> {
         let from = match &self.state {
-            State::Watching { revision, .. } => *revision,
+            State::Watching(known) => known.revision,
             State::CatchingUp { catch_up, .. } => catch_up.from,
             State::Snapshot(_) => {
                 return Err(Fault::Unreachable("nothing to watch from".to_owned()));
@@ -161,9 +165,8 @@ impl<C: Connect> Session<'_, C> {
 
     async fn apply(&mut self, changes: Vec<Change>, up_to: Revision) -> Result<(), Fault> {
         match self.state {
-            State::Watching { revision, identity } => {
-                identity.follow(&changes);
-                *revision = up_to;
+            State::Watching(known) => {
+                known.follow(&changes, up_to);
                 self.send(Update::Changes {
                     changes,
                     revision: up_to,
@@ -183,8 +186,8 @@ impl<C: Connect> Session<'_, C> {
 
     async fn progress(&mut self, up_to: Revision) -> Result<(), Fault> {
         match self.state {
-            State::Watching { revision, .. } => {
-                *revision = up_to;
+            State::Watching(known) => {
+                known.revision = up_to;
                 self.send(Update::Progress { revision: up_to }).await
             }
             // A notice comes only once the watch has nothing left to bring.
