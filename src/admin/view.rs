@@ -39,8 +39,8 @@ impl RouteView {
             host: route.host.to_string(),
             path_prefix: route.prefix.as_str().to_owned(),
             balance: route.settings.balance.unwrap_or(policy.balance),
-            settings_key: settings_key.map(|version| version.key.clone()),
-            settings_mod_revision: settings_key.map(|version| version.mod_revision),
+            settings_key: settings_key.map(|in_force| in_force.version.key.clone()),
+            settings_mod_revision: settings_key.map(|in_force| in_force.version.mod_revision),
             members,
         }
     }

@@ -36,8 +36,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// `@settings` of this route, defaults filled in.
     pub settings: Arc<Settings>,
-    /// The `@settings` key in force, and its mod_revision.
-    pub settings_key: Option<Box<KeyVersion>>,
+    /// The `@settings` key in force, and those behind it.
+    pub settings_key: Option<Box<SettingsKey>>,
     /// Its upstreams, ordered by key.
     pub members: Box<[Member]>,
     /// Picks one of `members` for a request.
@@ -102,6 +102,25 @@ pub struct Member {
     pub is_alias: bool,
     /// The key it comes from.
     pub key: KeyVersion,
+}
+
+/// The `@settings` key in force: where several spellings of one route (`Blog.x` and `blog.x`) have settings, that is the
+/// first in key order.
+#[derive(Debug)]
+pub struct SettingsKey {
+    /// The key.
+    pub version: KeyVersion,
+    /// The other ones, ordered by key: the next is in force should this one go.
+    pub further: Box<[FurtherSettings]>,
+}
+
+/// Settings that are not in force, because another key comes before theirs.
+#[derive(Debug)]
+pub struct FurtherSettings {
+    /// Their key.
+    pub key: KeyVersion,
+    /// What it asks for.
+    pub settings: Arc<Settings>,
 }
 
 /// A key and the revision that last changed it.

@@ -359,8 +359,12 @@ fn is_seen(origin: Origin, known: Option<Revision>, mod_revision: Revision) -> b
 }
 
 fn keys_of(route: &Route) -> impl Iterator<Item = &Arc<str>> {
-    let members = route.members.iter().map(|member| &member.key.key);
-    members.chain(route.settings_key.iter().map(|version| &version.key))
+    let members = route.members.iter().map(|member| &member.key);
+    let settings = (route.settings_key.iter()).flat_map(|in_force| {
+        let further = in_force.further.iter().map(|other| &other.key);
+        further.chain([&in_force.version])
+    });
+    members.chain(settings).map(|version| &version.key)
 }
 
 fn gauge(count: usize) -> i64 {

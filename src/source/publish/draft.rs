@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     route::{
-        HostPattern, KeyVersion, Member, Revision, Route, RouteId, Settings, settings::Balance,
-        value::UpstreamOptions,
+        FurtherSettings, HostPattern, KeyVersion, Member, Revision, Route, RouteId, Settings,
+        SettingsKey, settings::Balance, value::UpstreamOptions,
     },
     telemetry::metrics::Metrics,
     upstream::{Address, Endpoint, Identity, Registry, balancer::Balancer},
@@ -78,12 +78,15 @@ impl Draft {
                     mod_revision: member.key.mod_revision,
                 });
         }
-        if let Some(version) = &route.settings_key {
-            let settings = WrittenSettings {
-                settings: route.settings.clone(),
-                mod_revision: version.mod_revision,
-            };
-            draft.settings.insert(version.key.clone(), settings);
+        if let Some(in_force) = &route.settings_key {
+            let further = (in_force.further.iter()).map(|other| (&other.key, &other.settings));
+            for (version, settings) in further.chain([(&in_force.version, &route.settings)]) {
+                let written = WrittenSettings {
+                    settings: settings.clone(),
+                    mod_revision: version.mod_revision,
+                };
+                draft.settings.insert(version.key.clone(), written);
+            }
         }
         draft
     }
@@ -146,15 +149,7 @@ impl Draft {
             return None;
         }
         let members = self.members(workshop);
-        // Two spellings of one host may both have settings: the first in key order is in force.
-        let (settings, settings_key) = match self.settings.into_iter().next() {
-            None => (Settings::shared_default(), None),
-            Some((key, written)) => {
-                let mod_revision = written.mod_revision;
-                let version = KeyVersion { key, mod_revision };
-                (written.settings, Some(Box::new(version)))
-            }
-        };
+        let (settings, settings_key) = choose_settings(self.settings);
         let before = self.before.as_deref();
         let name = before.map_or_else(|| name(&self.id), |before| before.name.clone());
         let weights: Vec<u32> = members
@@ -204,6 +199,26 @@ impl Draft {
         }
         members.into()
     }
+}
+
+fn choose_settings(
+    written: BTreeMap<Arc<str>, WrittenSettings>,
+) -> (Arc<Settings>, Option<Box<SettingsKey>>) {
+    let mut by_key = written.into_iter().map(|(key, written)| FurtherSettings {
+        key: KeyVersion {
+            key,
+            mod_revision: written.mod_revision,
+        },
+        settings: written.settings,
+    });
+    let Some(first) = by_key.next() else {
+        return (Settings::shared_default(), None);
+    };
+    let in_force = SettingsKey {
+        version: first.key,
+        further: by_key.collect(),
+    };
+    (first.settings, Some(Box::new(in_force)))
 }
 
 fn put<T: PartialEq>(
