@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+mod torn;
 
 use super::*;
 use crate::{
@@ -542,53 +542,6 @@ async fn the_first_table_waits_for_its_names() {
     let table = bench.live.table.load();
     let route = table.find("a.example", "/").expect("served");
     assert_eq!(&*route.members[0].upstream.name, "10.1.0.1:80");
-}
-
-/// Two routes change in every transaction; a reader must never see one without the other.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_is_seen_whole_or_not_at_all() {
-    let bench = Bench::start();
-    bench
-        .snapshot(
-            1,
-            &[
-                ("a.example/10.0.0.1:80", "", 1),
-                ("b.example/10.0.0.1:80", "", 1),
-            ],
-        )
-        .await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let reader = std::thread::spawn({
-        let (live, stop) = (bench.live.clone(), stop.clone());
-        move || {
-            let mut seen = 0_u32;
-            let mut last = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let table = live.table.load();
-                let weight = |host| table.find(host, "/").map(|route| route.members[0].weight);
-                assert_eq!(weight("a.example"), weight("b.example"));
-                seen += u32::from(table.revision != last);
-                last = table.revision;
-            }
-            seen
-        }
-    });
-    for revision in 2..2000 {
-        let value = format!("{{\"weight\": {revision}}}");
-        let changes = ["a.example/10.0.0.1:80", "b.example/10.0.0.1:80"]
-            .map(|key| Change::Put(entry(key, &value, revision)))
-            .into();
-        let update = Update::Changes { changes, revision };
-        if revision % 10 == 0 {
-            bench.apply(update, revision).await;
-        } else {
-            bench.updates.send(update).await.expect("it runs");
-        }
-    }
-    bench.apply(Update::Progress { revision: 2000 }, 2000).await;
-    stop.store(true, Ordering::Relaxed);
-    let seen = reader.join().expect("every look was whole");
-    assert!(seen > 10, "the reader saw only {seen} tables");
 }
 
 #[tokio::test]
