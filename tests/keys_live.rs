@@ -202,36 +202,6 @@ async fn names_are_resolved_and_unknown_ones_are_shown() {
     waypost.log().until("nobody.invalid").await;
 }
 
-#[tokio::test]
-async fn keys_of_any_bytes_leave_the_rest_alone() {
-    let (etcd, waypost) = etcd_and_waypost().await;
-    let sample = Sample::start().await;
-    waypost
-        .reached(etcd.put(&key("a.test", &sample), "").await)
-        .await;
-    let mut client = etcd.client();
-    let mut last = 0;
-    let long = [b"/hosts/a.test/".to_vec(), vec![b'x'; 5000]].concat();
-    for key in [
-        &b"/hosts/\xff\xfe/1.1.1.1:1"[..],
-        b"/hosts/",
-        b"/hosts/a.test",
-        b"/hosts/\0/\0:1",
-        &long,
-    ] {
-        let answer = client.put(key, vec![0xff; 200_000], None).await.unwrap();
-        last = answer.header().unwrap().revision();
-    }
-    waypost.reached(last).await;
-    assert_eq!(ask(waypost.address(), "a.test", "/").await.status(), 200);
-    let rejected = waypost.api("/api/rejected").await;
-    assert_eq!(
-        rejected["rejected"].as_array().unwrap().len(),
-        5,
-        "{rejected}"
-    );
-}
-
 async fn etcd_and_waypost() -> (EtcdCluster, Waypost) {
     let etcd = EtcdCluster::start(1).await;
     let waypost = Waypost::builder().etcd(&etcd.endpoints()).start().await;

@@ -57,6 +57,13 @@ impl Lines {
         self.0.borrow().clone()
     }
 
+    /// How many lines have this text.
+    pub fn count(&self, text: &str) -> usize {
+        (self.0.borrow().iter())
+            .filter(|line| line.contains(text))
+            .count()
+    }
+
     /// Waits until the lines so far have what is looked for; `None` if they end, or time does, without it.
     pub async fn find<T>(&self, look: impl Fn(&[String]) -> Option<T>) -> Option<T> {
         let mut lines = self.0.clone();
@@ -100,10 +107,15 @@ pub fn command(arguments: &[impl AsRef<str>]) -> Command {
 }
 
 /// Looks until it is so.
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+pub async fn eventually(what: &str, is_so: impl AsyncFnMut() -> bool) {
+    within(DEADLINE, what, is_so).await;
+}
+
+/// Looks until it is so, no longer than this.
+pub async fn within(limit: Duration, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !is_so().await {
-        assert!(Instant::now() < deadline, "within {DEADLINE:?} not: {what}");
+        assert!(Instant::now() < deadline, "within {limit:?} not: {what}");
         sleep(PAUSE).await;
     }
 }

@@ -1,8 +1,9 @@
 //! A real etcd cluster on free ports: started in a second, killed with its owner.
 
 use std::{
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use etcd_client::{Client, CompactionOptions, ConnectOptions, Txn, TxnOp};
 use tempfile::TempDir;
 use waypost::config::EtcdConfig;
 
-use super::process::Process;
+use super::{command::eventually, process::Process};
 
 const START_TIME: Duration = Duration::from_secs(20);
 /// Ports are found free and then handed over, so another process may take one in between.
@@ -30,6 +31,16 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// More flags for every member.
     pub flags: Vec<String>,
+    /// Where the members run, if not all on the loopback of the test.
+    pub places: Vec<Place>,
+}
+
+/// Where a member runs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub address: Ipv4Addr,
+    /// What stands before the command.
+    pub entering: Vec<String>,
 }
 
 /// The certificates of a cluster that speaks TLS, and of its clients.
@@ -43,6 +54,7 @@ pub struct Tls {
 }
 
 struct Member {
+    /// The program first.
     arguments: Vec<String>,
     endpoint: String,
     log: PathBuf,
@@ -142,9 +154,26 @@ impl EtcdCluster {
         }
     }
 
+    /// A client of these members alone.
+    pub async fn client_of(&self, members: &[usize]) -> Client {
+        let endpoints = members.iter().map(|&member| &self.members[member].endpoint);
+        Client::connect(endpoints.collect::<Vec<_>>(), None)
+            .await
+            .expect("a client")
+    }
+
     /// A client of all members that are up.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Writes as this user from now on, with fresh tokens whenever one runs out.
+    pub async fn log_in(&mut self, user: &str, password: &str) {
+        let login = ConnectOptions::new()
+            .with_user(user, password)
+            .with_auto_token_refresh(true);
+        let client = Client::connect(self.endpoints(), Some(login)).await;
+        self.client = client.expect("the user is known");
     }
 
     /// A directory for more files, removed with the cluster.
@@ -191,6 +220,36 @@ impl EtcdCluster {
         self.members[member].process = None;
     }
 
+    /// Asks a member to end, and waits until it did.
+    pub async fn stop(&mut self, member: usize) {
+        if let Some(process) = self.members[member].process.take() {
+            process.signal("TERM");
+            eventually("the member ended", async || process.is_over()).await;
+        }
+    }
+
+    /// Ends every member without warning.
+    pub fn kill_all(&mut self) {
+        (0..self.members.len()).for_each(|member| self.kill(member));
+    }
+
+    /// Starts a killed member that may be without a quorum, and so without an answer.
+    pub fn start_alone(&mut self, member: usize) {
+        self.members[member].start();
+    }
+
+    /// Starts these killed members together, as some can't answer alone, and waits until they do.
+    pub async fn restart_together(&mut self, members: &[usize]) {
+        for &member in members {
+            self.members[member].start();
+        }
+        for &member in members {
+            if let Err(error) = self.answers(member, &Options::default()).await {
+                panic!("etcd did not come back: {error}");
+            }
+        }
+    }
+
     /// Starts a killed member on its old ports and data, and waits until it answers.
     pub async fn restart(&mut self, member: usize) {
         self.restart_as(member, &Options::default()).await;
@@ -206,10 +265,47 @@ impl EtcdCluster {
 
     /// Kills every member and throws the data away: the next start begins at revision 1, with the same cluster_id.
     pub fn wipe(&mut self) {
+        self.kill_all();
         for index in 0..self.members.len() {
-            self.kill(index);
             let data = self.directory.path().join(format!("m{index}"));
             std::fs::remove_dir_all(data).expect("the member's data");
+        }
+    }
+
+    /// Saves all there is now to a file.
+    pub async fn back_up(&self, name: &str) -> PathBuf {
+        let file = self.directory().join(name);
+        let mut parts = self.client().snapshot().await.expect("a backup");
+        let mut whole = Vec::new();
+        while let Some(part) = parts.message().await.expect("more of it") {
+            whole.extend_from_slice(part.blob());
+        }
+        std::fs::write(&file, whole).expect("a file");
+        file
+    }
+
+    /// Kills every member and puts back what the file has. To be started with [`Self::restart_together`].
+    pub fn restore(&mut self, backup: &Path) {
+        self.wipe();
+        for (index, member) in self.members.iter().enumerate() {
+            let kept = [
+                "--name=",
+                "--initial-cluster=",
+                "--initial-advertise-peer-urls=",
+            ];
+            let kept = (member.arguments.iter())
+                .filter(|argument| kept.iter().any(|kept| argument.starts_with(kept)));
+            let output = Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .args(["snapshot", "restore"])
+                .arg(backup)
+                .args(kept)
+                .arg("--data-dir")
+                .arg(self.directory().join(format!("m{index}")))
+                .output()
+                .expect("etcdctl: see scripts/test");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "restoring: {said}");
         }
     }
 
@@ -252,20 +348,29 @@ impl EtcdCluster {
 fn lay_out(count: usize, options: &Options, directory: &Path) -> Vec<Member> {
     let ports = free_ports(2 * count);
     let (peers, clients) = ports.split_at(count);
+    let place = |index: usize| {
+        let place = options.places.get(index);
+        place.map_or(Ipv4Addr::LOCALHOST, |place| place.address)
+    };
     let scheme = if options.tls.is_some() {
         "https"
     } else {
         "http"
     };
     let cluster: Vec<_> = (peers.iter().enumerate())
-        .map(|(index, port)| format!("m{index}=http://127.0.0.1:{port}"))
+        .map(|(index, port)| format!("m{index}=http://{}:{port}", place(index)))
         .collect();
     // One member needs nobody's vote; of three, a busy machine must not depose the leader.
     let (heartbeat, election) = if count == 1 { (10, 100) } else { (100, 1000) };
     let member = |index: usize| {
-        let endpoint = format!("{scheme}://127.0.0.1:{}", clients[index]);
-        let peer = format!("http://127.0.0.1:{}", peers[index]);
-        let mut arguments = vec![
+        let endpoint = format!("{scheme}://{}:{}", place(index), clients[index]);
+        let peer = format!("http://{}:{}", place(index), peers[index]);
+        let mut arguments = options
+            .places
+            .get(index)
+            .map_or_else(Vec::new, |place| place.entering.clone());
+        arguments.extend([
+            "etcd".to_owned(),
             format!("--name=m{index}"),
             format!(
                 "--data-dir={}",
@@ -279,7 +384,7 @@ fn lay_out(count: usize, options: &Options, directory: &Path) -> Vec<Member> {
             format!("--heartbeat-interval={heartbeat}"),
             format!("--election-timeout={election}"),
             "--log-level=warn".to_owned(),
-        ];
+        ]);
         if let Some(tls) = &options.tls {
             arguments.push(format!("--cert-file={}", tls.server_certificate.display()));
             arguments.push(format!("--key-file={}", tls.server_key.display()));
@@ -325,7 +430,11 @@ fn connect_options(options: &Options) -> ConnectOptions {
 
 impl Member {
     fn start(&mut self) {
-        self.process = Some(Process::start("etcd", &self.arguments, &self.log));
+        self.process = Some(Process::start(
+            &self.arguments[0],
+            &self.arguments[1..],
+            &self.log,
+        ));
     }
 
     fn last_words(&self) -> String {

@@ -1,31 +1,56 @@
-//! A TCP link to a server that a test can cut and mend, while others go on using the server.
+//! A TCP link to a server that a test can cut, hold and mend, while others go on using the server.
 
-use std::net::SocketAddr;
-
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::JoinHandle,
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-/// Forwards connections while it is whole; cut, it breaks those there are and refuses to carry new ones.
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, tcp},
+    sync::watch,
+    task::JoinHandle,
+    time::sleep,
+};
+
+/// Forwards connections while it is whole. Cut, it breaks those there are and refuses to carry new ones; held, it keeps
+/// them, accepts new ones and lets nothing through: what a network does that drops every packet.
 pub struct Link {
     address: SocketAddr,
-    /// Where to; `None` while cut.
-    target: watch::Sender<Option<String>>,
+    state: watch::Sender<State>,
+    tries: Arc<AtomicUsize>,
     task: JoinHandle<()>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// Where to; `None` while cut.
+    target: Option<String>,
+    /// Connections end with the epoch that they began in.
+    epoch: usize,
+    held: bool,
+    delay: Duration,
 }
 
 impl Link {
     /// A whole link to this URL's host and port.
     pub async fn to(url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let target = watch::Sender::new(Some(authority(url)));
+        let state = watch::Sender::new(State {
+            target: Some(authority(url)),
+            ..State::default()
+        });
+        let tries = Arc::new(AtomicUsize::new(0));
         Self {
             address: listener.local_addr().expect("its address"),
-            task: tokio::spawn(accept(listener, target.clone())),
-            target,
+            task: tokio::spawn(accept(listener, state.clone(), tries.clone())),
+            state,
+            tries,
         }
     }
 
@@ -34,13 +59,43 @@ impl Link {
         format!("http://{}", self.address)
     }
 
+    /// How many connections were tried so far, carried or not.
+    pub fn tries(&self) -> usize {
+        self.tries.load(Ordering::Relaxed)
+    }
+
     pub fn cut(&self) {
-        self.target.send_replace(None);
+        self.turn(None);
     }
 
     /// Whole again; the server may be another one than before.
     pub fn mend(&self, url: &str) {
-        self.target.send_replace(Some(authority(url)));
+        self.turn(Some(authority(url)));
+    }
+
+    /// Nobody is told: no end, no reset, no answer.
+    pub fn hold(&self) {
+        self.state.send_modify(|state| state.held = true);
+    }
+
+    /// What was held goes on, as repeated packets do.
+    pub fn release(&self) {
+        self.state.send_modify(|state| state.held = false);
+    }
+
+    /// From now on everything takes this much longer, each way.
+    pub fn delay(&self, delay: Duration) {
+        self.state.send_modify(|state| state.delay = delay);
+    }
+
+    fn turn(&self, target: Option<String>) {
+        self.state.send_modify(|state| {
+            *state = State {
+                target,
+                epoch: state.epoch + 1,
+                ..State::default()
+            };
+        });
     }
 }
 
@@ -54,20 +109,60 @@ fn authority(url: &str) -> String {
     url.trim_start_matches("http://").to_owned()
 }
 
-async fn accept(listener: TcpListener, target: watch::Sender<Option<String>>) {
-    while let Ok((mut client, _)) = listener.accept().await {
-        let mut target = target.subscribe();
-        let Some(server) = target.borrow_and_update().clone() else {
+async fn accept(listener: TcpListener, state: watch::Sender<State>, tries: Arc<AtomicUsize>) {
+    while let Ok((client, _)) = listener.accept().await {
+        tries.fetch_add(1, Ordering::Relaxed);
+        let now = state.borrow().clone();
+        let Some(server) = now.target else {
             continue;
         };
+        let mut epoch = state.subscribe();
+        let carried = carry(client, server, state.subscribe());
         tokio::spawn(async move {
-            let Ok(mut server) = TcpStream::connect(server).await else {
-                return;
-            };
             tokio::select! {
-                _ = copy_bidirectional(&mut client, &mut server) => {}
-                _ = target.changed() => {}
+                _ = carried => {}
+                _ = epoch.wait_for(|state| state.epoch != now.epoch) => {}
             }
         });
+    }
+}
+
+async fn carry(
+    client: TcpStream,
+    server: String,
+    mut state: watch::Receiver<State>,
+) -> io::Result<()> {
+    passage(&mut state).await;
+    let server = TcpStream::connect(server).await?;
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
+    let (there, back) = tokio::join!(
+        forward(from_client, to_server, state.clone()),
+        forward(from_server, to_client, state)
+    );
+    there.and(back)
+}
+
+async fn forward(
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    mut state: watch::Receiver<State>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        sleep(passage(&mut state).await).await;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..read]).await?;
+    }
+}
+
+/// Waits while the link is held; how long what passes now is delayed.
+async fn passage(state: &mut watch::Receiver<State>) -> Duration {
+    match state.wait_for(|state| !state.held).await {
+        Ok(state) => state.delay,
+        Err(_) => Duration::ZERO,
     }
 }

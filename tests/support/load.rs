@@ -99,6 +99,11 @@ pub struct Tally {
 impl Load {
     /// Asks these addresses for `/` of these hosts, in turn.
     pub fn start(addresses: &[SocketAddr], hosts: &[&str]) -> Self {
+        Self::paced(addresses, hosts, Duration::ZERO)
+    }
+
+    /// As [`Self::start`], and every client pauses this long after each answer.
+    pub fn paced(addresses: &[SocketAddr], hosts: &[&str], pause: Duration) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let mut clients = JoinSet::new();
         for number in 0..6 {
@@ -106,6 +111,7 @@ impl Load {
                 address: addresses[number % addresses.len()],
                 hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
                 keeps: number % 3 != 0,
+                pause,
                 tally: tally.clone(),
             };
             clients.spawn(asker.run());
@@ -139,6 +145,7 @@ struct Asker {
     address: SocketAddr,
     hosts: Vec<String>,
     keeps: bool,
+    pause: Duration,
     tally: Arc<Mutex<Tally>>,
 }
 
@@ -166,6 +173,8 @@ impl Asker {
             if failed {
                 kept = None;
                 sleep(Duration::from_millis(10)).await;
+            } else if !self.pause.is_zero() {
+                sleep(self.pause).await;
             }
         }
     }

@@ -44,6 +44,10 @@ impl Process {
         }
     }
 
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Whether it ended by itself.
     pub fn is_over(&self) -> bool {
         state(format!("/proc/{}/stat", self.id)).is_none_or(|state| state == 'Z')

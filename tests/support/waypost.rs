@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpStream, process::Child, time::timeout};
 
 pub use super::command::{
-    BINARY, DEADLINE, Ended, Lines, command, ended, eventually, signal, waypost,
+    BINARY, DEADLINE, Ended, Lines, command, ended, eventually, signal, waypost, within,
 };
 
 /// A running `waypost serve`.
@@ -257,6 +257,18 @@ impl Waypost {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id().expect("it runs")
+    }
+
+    /// The bytes of memory it has, and the most that it ever had.
+    pub fn memory(&self) -> (usize, usize) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = status.expect("it runs");
+        let of = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let kibibytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+            kibibytes.map_or_else(|| panic!("{name}: {status}"), |kib: usize| kib << 10)
+        };
+        (of("VmRSS:"), of("VmHWM:"))
     }
 
     /// Sends a signal, such as `TERM`.
