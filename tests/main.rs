@@ -4,6 +4,7 @@ mod access_log;
 mod admin_api;
 mod balancing;
 mod certificates;
+mod check_etcd;
 mod commands;
 mod demo;
 mod directory_live;

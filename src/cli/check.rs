@@ -1,6 +1,9 @@
-//! `waypost check`: the parser of `serve` over a configuration and the keys of a source, without serving them.
+//! `waypost check`: the parser of `serve` over a configuration and the keys of a source, without serving them; and
+//! what is wrong among good keys.
 
+mod dial;
 mod dump;
+mod findings;
 
 use std::{
     fmt::{Display, Write as _},
@@ -8,26 +11,42 @@ use std::{
     io::{self, Read},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
 use clap::FromArgMatches;
+use ipnet::IpNet;
 
+use self::{
+    dial::Trial,
+    findings::{Finding, Routes},
+};
 use crate::{
-    config::{EtcdArgs, EtcdConfig, ServeArgs, SourceConfig, Usage, etcd::normalise_prefix},
+    config::{
+        EtcdArgs, EtcdConfig, NEVER_DIALLED, ServeArgs, SourceConfig, Usage,
+        etcd::normalise_prefix, values,
+    },
     source::{Entry, directory::Directory, etcd, publish},
+    upstream::dial::Deny,
 };
 
 /// Print every problem in a configuration and its keys
 ///
 /// Keys are read from --hosts-dir or --file, else from where --config says, else from etcd, and go through the very
-/// parser of `serve`.
+/// parser of `serve`. Then good keys are looked at together: routes that have settings and no upstream, or none that
+/// takes requests; keys that another one shadows, because it says the same in another spelling; and, of live etcd,
+/// upstreams that don't answer a TCP connect from here (those that get no requests, weight 0 or drained, are not
+/// asked; nor is any after a minute).
+///
+/// Notes are no problems: hosts that hide a wider one, so that some paths get 404.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   waypost check                                     the keys in etcd
   waypost check --hosts-dir ./hosts                 a directory, as in a repository's tests
   waypost check --config /etc/waypost.toml          the file, and the keys where it says they are
+  waypost check --no-dial                           the keys in etcd, from where upstreams can't be reached
   etcdctl get --prefix /hosts/ | waypost check --file -
   etcdctl get --prefix /hosts/ -w json > keys.json; waypost check --file keys.json
 
@@ -42,12 +61,25 @@ pub struct Check {
     /// What `etcdctl get --prefix` printed, plain or with `-w json`; - for standard input
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Don't try whether the upstreams in etcd answer
+    #[arg(long)]
+    pub no_dial: bool,
+    /// How long an upstream may take to accept a connection
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::duration)]
+    pub connect_timeout: Duration,
     /// How etcd is reached
     #[command(flatten)]
     pub etcd: EtcdArgs,
 }
 
 /// What there is to check.
+struct Subject {
+    source: Source,
+    prefix: String,
+    /// Networks that `serve` would not dial.
+    deny: Vec<IpNet>,
+}
+
 enum Source {
     File(PathBuf),
     Directory(PathBuf),
@@ -61,7 +93,19 @@ impl Check {
     ///
     /// Says why the configuration is not valid, or the keys could not be read.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let (source, prefix) = self.resolve()?;
+        let (no_dial, connect_timeout) = (self.no_dial, self.connect_timeout);
+        let Subject {
+            source,
+            prefix,
+            deny,
+        } = self.resolve()?;
+        let trial = match &source {
+            Source::Etcd(_) if !no_dial => Some(Trial {
+                timeout: connect_timeout,
+                deny: Deny::new(deny, Vec::new()),
+            }),
+            _ => None,
+        };
         let (entries, unreadable) = match source {
             Source::Etcd(config) => (etcd::read_all(&config, &prefix).await?.0, Vec::new()),
             Source::Directory(dir) => Directory::open(dir, &prefix)?.read()?,
@@ -72,10 +116,19 @@ impl Check {
                 (entries, Vec::new())
             }
         };
-        Ok(report(&prefix, &entries, &unreadable)?)
+        let routes = Routes::of(&prefix, &entries);
+        let mut report = Report {
+            problems: unreadable,
+            notes: Vec::new(),
+        };
+        report.judge(&prefix, &entries, &routes);
+        if let Some(trial) = trial {
+            report.dial(&trial, &routes).await;
+        }
+        Ok(report.print(entries.len())?)
     }
 
-    fn resolve(self) -> anyhow::Result<(Source, String)> {
+    fn resolve(self) -> anyhow::Result<Subject> {
         let configured = self
             .config
             .as_ref()
@@ -91,22 +144,35 @@ impl Check {
             (None, Some(dir)) => Some(Source::Directory(dir)),
             (None, None) => None,
         };
-        match (source, configured) {
-            (Some(source), Some((_, prefix))) => Ok((source, prefix)),
-            (Some(source), None) => {
-                let prefix = self.etcd.prefix.as_deref().unwrap_or("/hosts/");
-                Ok((source, normalise_prefix(prefix)?))
-            }
-            (None, Some(configured)) => Ok(configured),
-            (None, None) => {
-                let (config, prefix) = self.etcd.resolve()?;
-                Ok((Source::Etcd(config), prefix))
-            }
+        if let Some(configured) = configured {
+            let source = source.unwrap_or(configured.source);
+            return Ok(Subject {
+                source,
+                ..configured
+            });
         }
+        let (source, prefix) = match source {
+            Some(source) => {
+                let prefix = self.etcd.prefix.as_deref().unwrap_or("/hosts/");
+                (source, normalise_prefix(prefix)?)
+            }
+            None => {
+                let (config, prefix) = self.etcd.resolve()?;
+                (Source::Etcd(config), prefix)
+            }
+        };
+        Ok(Subject {
+            source,
+            prefix,
+            deny: NEVER_DIALLED
+                .parse::<values::Networks>()
+                .map_err(anyhow::Error::msg)?
+                .0,
+        })
     }
 
     /// What `serve --config` would take its routes from; the flags given here beat the file.
-    fn configured(&self) -> anyhow::Result<(Source, String)> {
+    fn configured(&self) -> anyhow::Result<Subject> {
         let mut words = vec!["waypost".into(), "serve".into()];
         if let Some(config) = &self.config {
             words.extend(["--config".into(), config.clone().into_os_string()]);
@@ -122,7 +188,11 @@ impl Check {
             SourceConfig::Etcd(etcd) => Source::Etcd(etcd),
             SourceConfig::Directory(dir) => Source::Directory(dir),
         };
-        Ok((source, config.prefix))
+        Ok(Subject {
+            source,
+            prefix: config.prefix,
+            deny: config.upstream_deny,
+        })
     }
 }
 
@@ -135,27 +205,60 @@ fn read(file: &PathBuf) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn report(prefix: &str, entries: &[Entry], unreadable: &[String]) -> std::io::Result<ExitCode> {
-    let rejected = publish::check(prefix, entries);
-    let mut text = String::new();
-    for problem in unreadable {
-        let _ = writeln!(text, "{problem}");
+/// What is wrong, and what is only worth knowing.
+struct Report {
+    problems: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Report {
+    /// What the keys alone tell.
+    fn judge(&mut self, prefix: &str, entries: &[Entry], routes: &Routes<'_>) {
+        for rejected in publish::check(prefix, entries) {
+            let key = super::plain(rejected.key.as_bytes());
+            self.problems.push(format!("{key}: {}", rejected.reason));
+        }
+        self.problems.extend(routes.problems().iter().map(line));
+        self.notes.extend(routes.hidden().iter().map(line));
     }
-    for rejected in &rejected {
-        let _ = writeln!(text, "{}: {}", rejected.key, rejected.reason);
+
+    async fn dial(&mut self, trial: &Trial, routes: &Routes<'_>) {
+        let tried = trial.of(&routes.in_use()).await;
+        self.problems.extend(tried.silent.iter().map(line));
+        if tried.untried > 0 {
+            let note = "addresses of upstreams were not tried: a minute is all they get";
+            self.notes.push(format!("{} {note}", tried.untried));
+        }
     }
-    let keys = count(entries.len(), "key");
-    let problems = rejected.len() + unreadable.len();
-    let summary = match problems {
-        0 => "no problems".to_owned(),
-        problems => count(problems, "problem"),
-    };
-    let _ = writeln!(text, "{keys} checked, {summary}");
-    super::print(&text)?;
-    Ok(match problems {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+
+    /// Each problem, each note, and how many there are.
+    fn print(&self, keys: usize) -> io::Result<ExitCode> {
+        let mut text = String::new();
+        for problem in &self.problems {
+            let _ = writeln!(text, "{problem}");
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        let problems = match self.problems.len() {
+            0 => "no problems".to_owned(),
+            problems => count(problems, "problem"),
+        };
+        let notes = match self.notes.len() {
+            0 => String::new(),
+            notes => format!(", {}", count(notes, "note")),
+        };
+        let _ = writeln!(text, "{} checked, {problems}{notes}", count(keys, "key"));
+        super::print(&text)?;
+        Ok(match self.problems.len() {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        })
+    }
+}
+
+fn line(finding: &Finding) -> String {
+    format!("{}: {}", finding.subject, finding.reason)
 }
 
 fn count(number: usize, noun: impl Display) -> String {
@@ -172,6 +275,8 @@ mod tests {
             config: None,
             hosts_dir: None,
             file: None,
+            no_dial: false,
+            connect_timeout: Duration::from_secs(2),
             etcd: EtcdArgs::default(),
         }
     }

@@ -119,6 +119,15 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// A text from etcd as one line of ours: it must not steer the terminal, nor look like a line of its own.
+fn plain(text: &[u8]) -> String {
+    let plain = |character: char| match character.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => character,
+    };
+    String::from_utf8_lossy(text).chars().map(plain).collect()
+}
+
 /// What clap has to say: help and version on standard output, a usage error on standard error.
 fn refuse(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {

@@ -11,6 +11,9 @@ use super::{
 };
 use crate::{route::settings::Balance, telemetry::logging};
 
+/// `--upstream-deny`, unless it is given: link-local, where clouds keep their metadata.
+pub const NEVER_DIALLED: &str = "169.254.0.0/16,fe80::/10";
+
 /// The flags of `serve`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -75,7 +78,7 @@ pub struct ServeArgs {
         long,
         env = "WAYPOST_UPSTREAM_DENY",
         value_name = "CIDR,..",
-        default_value = "169.254.0.0/16,fe80::/10"
+        default_value = NEVER_DIALLED
     )]
     pub upstream_deny: Networks,
     /// A line per request: off, json or combined; json:FILE for a file instead of standard output

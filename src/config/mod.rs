@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 pub use self::{
-    args::ServeArgs,
+    args::{NEVER_DIALLED, ServeArgs},
     etcd::{EtcdArgs, EtcdConfig, EtcdUser, Password},
 };
 use crate::route::settings::Balance;
