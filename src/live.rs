@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
+use imbl::OrdSet;
 use tokio::sync::watch;
 
 use crate::route::{Revision, Table};
@@ -15,6 +16,8 @@ pub struct Live {
     pub applied: watch::Sender<Option<Revision>>,
     /// Which keys are rejected now, and why; replaced when it changes.
     pub rejected: ArcSwap<RejectedKeys>,
+    /// Which keys are served although etcd lacks them; replaced when it changes.
+    pub held: ArcSwap<HeldKeys>,
     /// The state of the source.
     pub status: watch::Sender<Status>,
 }
@@ -41,6 +44,9 @@ pub struct Rejected {
     pub last_good_in_force: bool,
 }
 
+/// Keys whose deletion is held, because it came with another history: see [`crate::source::History::Another`].
+pub type HeldKeys = OrdSet<Arc<str>>;
+
 /// How the source is.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -65,6 +71,7 @@ impl Live {
             table: ArcSwap::from_pointee(Table::default()),
             applied: watch::Sender::new(None),
             rejected: ArcSwap::default(),
+            held: ArcSwap::default(),
             status: watch::Sender::new(status),
         })
     }

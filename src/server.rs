@@ -74,10 +74,17 @@ impl Server {
             None => None,
         };
         let source = Source::new(&config)?;
+        let publisher = Publisher::new(
+            live.clone(),
+            metrics.clone(),
+            config.prefix.clone(),
+            config.balance,
+            Names::start(),
+        );
         let data_plane =
             DataPlane::start(&config, live.clone(), metrics.clone(), access_log.clone())?;
         let server = Self {
-            admin: Admin::new(&config, live.clone(), metrics.clone()),
+            admin: Admin::new(&config, live.clone(), metrics, publisher.acceptance()),
             admin_address: config.admin,
             control_plane: JoinSet::new(),
             drain_delay: config.drain_delay,
@@ -87,7 +94,7 @@ impl Server {
             live,
         };
         server.announce(&config);
-        Ok(server.with_control_plane(config, listener, source, metrics))
+        Ok(server.with_control_plane(listener, source, publisher))
     }
 
     /// Where requests are accepted, in the order of `--listen`, port 0 resolved.
@@ -188,10 +195,9 @@ impl Server {
 
     fn with_control_plane(
         mut self,
-        config: Config,
         listener: TcpListener,
         source: Source,
-        metrics: Arc<Metrics>,
+        publisher: Publisher,
     ) -> Self {
         let admin = self.admin.clone();
         self.control_plane.spawn(async move {
@@ -201,13 +207,6 @@ impl Server {
             "admin API"
         });
         let (updates, received) = mpsc::channel(UPDATES);
-        let publisher = Publisher::new(
-            self.live.clone(),
-            metrics,
-            config.prefix,
-            config.balance,
-            Names::start(),
-        );
         self.control_plane.spawn(async move {
             publisher.run(received).await;
             "publisher"

@@ -21,7 +21,9 @@ async fn every_command_has_help_with_examples() {
         .filter(|name| !name.is_empty())
         .filter(|name| *name != "help")
         .collect();
-    for name in "serve demo check routes explain put delete wait healthcheck version".split(' ') {
+    for name in
+        "serve demo check routes explain put delete wait accept healthcheck version".split(' ')
+    {
         assert!(commands.contains(&name), "{name} is not in {commands:?}");
     }
     for command in commands {
@@ -218,6 +220,8 @@ async fn commands_that_find_nobody_say_whom_they_asked() {
         &["explain", "http://a.test/"],
         &["healthcheck"],
         &["wait", "1", "--timeout", "100ms"],
+        &["accept"],
+        &["accept", "--list"],
     ] {
         let ended = run(&[arguments, &["--admin", "127.0.0.1:1"]].concat()).await;
         assert_eq!(ended.code, Some(1), "{arguments:?}: {ended:?}");

@@ -16,6 +16,7 @@ mod faults_history;
 mod faults_keys;
 mod faults_members;
 mod faults_network;
+mod held_deletes;
 mod http2;
 mod http_errors;
 mod http_forwarding;

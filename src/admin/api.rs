@@ -23,8 +23,8 @@ use crate::{
     route::{HostPattern, Revision, Route, Table},
 };
 
-/// Most routes, or rejected keys, in one page.
-const LARGEST_PAGE: usize = 10_000;
+/// Most routes, or rejected or held keys, in one page.
+pub(super) const LARGEST_PAGE: usize = 10_000;
 
 /// Longest wait in one request.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
@@ -42,7 +42,7 @@ impl Error {
         Self { status, message }
     }
 
-    fn bad_request(message: impl ToString) -> Self {
+    pub(super) fn bad_request(message: impl ToString) -> Self {
         Self::new(StatusCode::BAD_REQUEST, &message.to_string())
     }
 }
@@ -60,7 +60,7 @@ impl From<QueryRejection> for Error {
     }
 }
 
-type Parameters<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Parameters<T> = Result<Query<T>, QueryRejection>;
 
 #[derive(Serialize)]
 pub(super) struct StatusView {
@@ -79,6 +79,7 @@ pub(super) struct StatusView {
     routes: usize,
     members: usize,
     rejected_keys: usize,
+    held_deletes: usize,
 }
 
 pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> {
@@ -101,6 +102,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> 
         routes: counts.routes,
         members: counts.members,
         rejected_keys: admin.live.rejected.load().total,
+        held_deletes: admin.live.held.load().len(),
     })
 }
 
@@ -176,8 +178,8 @@ fn page(table: &Table, host: Option<&HostPattern>, after: &str, limit: usize) ->
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RejectedQuery {
-    limit: Option<usize>,
+pub(super) struct LimitQuery {
+    pub(super) limit: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -189,7 +191,7 @@ pub(super) struct RejectedPage {
 
 pub(super) async fn rejected(
     State(admin): State<Arc<Admin>>,
-    parameters: Parameters<RejectedQuery>,
+    parameters: Parameters<LimitQuery>,
 ) -> Result<Json<RejectedPage>, Error> {
     let Query(query) = parameters?;
     let limit = query.limit.unwrap_or(LARGEST_PAGE);

@@ -1,8 +1,9 @@
 //! The admin API and the status page: what this instance serves, how its source is, and why a request goes where it
-//! goes. Reads only; nothing here is on a request's way.
+//! goes. All but `/api/accept` only read; nothing here is on a request's way.
 
 mod api;
 mod explain;
+mod held;
 mod view;
 
 use std::{
@@ -19,7 +20,7 @@ use axum::{
     extract::State,
     http::{StatusCode, header},
     response::{Html, IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use tokio::net::TcpListener;
 
@@ -28,6 +29,7 @@ use crate::{
     config::Config,
     live::{Live, Status},
     route::Revision,
+    source::publish::Acceptance,
     telemetry::metrics::Metrics,
     upstream::dial::Deny,
 };
@@ -37,13 +39,19 @@ pub struct Admin {
     live: Arc<Live>,
     metrics: Arc<Metrics>,
     policy: Policy,
+    acceptance: Acceptance,
     started: Instant,
     draining: AtomicBool,
 }
 
 impl Admin {
     /// Not draining yet.
-    pub fn new(config: &Config, live: Arc<Live>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        config: &Config,
+        live: Arc<Live>,
+        metrics: Arc<Metrics>,
+        acceptance: Acceptance,
+    ) -> Arc<Self> {
         let listeners = config.listeners.iter().map(|listener| listener.address);
         let own = listeners.chain([config.admin]).collect();
         Arc::new(Self {
@@ -53,6 +61,7 @@ impl Admin {
                 balance: config.balance,
                 deny: Deny::new(config.upstream_deny.clone(), own),
             },
+            acceptance,
             started: Instant::now(),
             draining: AtomicBool::new(false),
         })
@@ -89,13 +98,18 @@ impl Admin {
             .route("/api/status", get(api::status))
             .route("/api/routes", get(api::routes))
             .route("/api/rejected", get(api::rejected))
+            .route("/api/held", get(held::held))
+            .route("/api/accept", post(held::accept))
             .route("/api/explain", get(api::explain))
             .route("/api/wait", get(api::wait))
             .fallback(async || {
                 api::Error::new(StatusCode::NOT_FOUND, "there is nothing at this path")
             })
             .method_not_allowed_fallback(async || {
-                api::Error::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here")
+                api::Error::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "this path does not serve this method",
+                )
             })
             .with_state(self)
     }
@@ -112,7 +126,9 @@ impl Admin {
             },
             Some(_) => match stale_for(&status) {
                 Some(age) => Readiness::Stale(age, status.error.clone()),
-                None => Readiness::Ready,
+                None => Readiness::Ready {
+                    held: self.live.held.load().len(),
+                },
             },
         }
     }
@@ -141,7 +157,10 @@ impl Admin {
 
 /// Whether requests should be sent here.
 enum Readiness {
-    Ready,
+    /// So many deletions are held.
+    Ready {
+        held: usize,
+    },
     /// Routes are served, but changes have not reached us for so long, and why.
     Stale(Duration, Option<String>),
     /// Nothing was read yet from there, and why.
@@ -154,7 +173,7 @@ enum Readiness {
 
 impl Readiness {
     fn is_ready(&self) -> bool {
-        matches!(self, Self::Ready | Self::Stale(..))
+        matches!(self, Self::Ready { .. } | Self::Stale(..))
     }
 }
 
@@ -166,7 +185,10 @@ impl IntoResponse for Readiness {
             false => StatusCode::SERVICE_UNAVAILABLE,
         };
         let text = match self {
-            Self::Ready => "ready\n".to_owned(),
+            Self::Ready { held: 0 } => "ready\n".to_owned(),
+            Self::Ready { held } => {
+                format!("ready, {held} deletions held (`waypost accept --list` names them)\n")
+            }
             Self::Stale(age, error) => {
                 format!("ready, stale for {}s{}\n", age.as_secs(), because(error))
             }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::{mpsc, oneshot},
 };
 
 use super::*;
@@ -22,6 +23,7 @@ use crate::{
 struct Instance {
     admin: Arc<Admin>,
     address: SocketAddr,
+    accepts: mpsc::Receiver<oneshot::Sender<usize>>,
 }
 
 impl Instance {
@@ -35,11 +37,16 @@ impl Instance {
             observed: Some(9),
             error: None,
         });
-        let admin = Admin::new(&config, live, Metrics::new());
+        let (acceptance, accepts) = Acceptance::channel();
+        let admin = Admin::new(&config, live, Metrics::new(), acceptance);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(admin.clone().serve(listener));
-        Self { admin, address }
+        Self {
+            admin,
+            address,
+            accepts,
+        }
     }
 
     fn publish(&self, revision: Revision, routes: &[(&str, &[&str], Settings)]) {
@@ -373,4 +380,40 @@ async fn rejected_keys_are_listed_and_the_page_is_self_contained() {
     assert_eq!(code, 200);
     assert!(page.contains("<title>Waypost"));
     assert!(!page.contains("http://") && !page.contains("https://"));
+}
+
+#[tokio::test]
+async fn held_deletions_show_everywhere_and_are_accepted_by_people_only() {
+    let mut instance = Instance::start().await;
+    instance.publish(5, &[]);
+    let keys = ["/hosts/b/1:1", "/hosts/a/1:1", "/hosts/c/1:1"].map(Arc::from);
+    instance
+        .admin
+        .live
+        .held
+        .store(Arc::new(keys.into_iter().collect()));
+    let (_, body) = instance.json("/api/held?limit=2").await;
+    assert_eq!(body["total"], 3);
+    assert_eq!(
+        body["held"],
+        serde_json::json!(["/hosts/a/1:1", "/hosts/b/1:1"])
+    );
+    assert_eq!(instance.json("/api/status").await.1["held_deletes"], 3);
+    let (code, text) = instance.text("GET /readyz").await;
+    assert_eq!(code, 200);
+    assert!(text.starts_with("ready, 3 deletions held"), "{text}");
+
+    let by_page = "POST /api/accept HTTP/1.1\r\nOrigin: http://example.com\r\nX-Rest:";
+    assert_eq!(instance.text(by_page).await.0, 403);
+    assert_eq!(instance.text("GET /api/accept").await.0, 405);
+    assert!(instance.accepts.try_recv().is_err());
+    let mut accepts = std::mem::replace(&mut instance.accepts, mpsc::channel(1).1);
+    let publisher = async {
+        let reply: oneshot::Sender<usize> = accepts.recv().await.expect("an operator asks");
+        reply.send(3).expect("the operator waits");
+    };
+    let ((code, body), ()) = tokio::join!(instance.text("POST /api/accept"), publisher);
+    assert_eq!((code, &*body), (200, "{\"accepted\":3}"));
+    drop(accepts);
+    assert_eq!(instance.text("POST /api/accept").await.0, 503);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::{Request, StatusCode, header::HOST};
+use http::{Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -33,7 +33,26 @@ pub async fn fetch(
     path: &str,
     patience: Duration,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
-    time::timeout(patience, exchange(admin, path))
+    ask(admin, Method::GET, path, patience).await
+}
+
+/// The same for JSON; an `{"error": "..."}` is an error here.
+pub async fn fetch_json(admin: &str, path: &str) -> anyhow::Result<Value> {
+    ask_json(admin, Method::GET, path).await
+}
+
+/// POST without a body; else as [`fetch_json`].
+pub async fn post_json(admin: &str, path: &str) -> anyhow::Result<Value> {
+    ask_json(admin, Method::POST, path).await
+}
+
+async fn ask(
+    admin: &str,
+    method: Method,
+    path: &str,
+    patience: Duration,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    time::timeout(patience, exchange(admin, method, path))
         .await
         .unwrap_or_else(|_| bail!("no answer within {}", humantime::format_duration(patience)))
         .with_context(|| {
@@ -43,9 +62,8 @@ pub async fn fetch(
         })
 }
 
-/// The same for JSON; an `{"error": "..."}` is an error here.
-pub async fn fetch_json(admin: &str, path: &str) -> anyhow::Result<Value> {
-    let (status, body) = fetch(admin, path, Duration::from_secs(30)).await?;
+async fn ask_json(admin: &str, method: Method, path: &str) -> anyhow::Result<Value> {
+    let (status, body) = ask(admin, method, path, Duration::from_secs(30)).await?;
     let value: Value = serde_json::from_slice(&body)
         .with_context(|| format!("{admin} is no admin API of Waypost: its answer is not JSON"))?;
     if !status.is_success() {
@@ -57,11 +75,13 @@ pub async fn fetch_json(admin: &str, path: &str) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-async fn exchange(admin: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(admin).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, admin)
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;

@@ -1,5 +1,6 @@
 //! The command line: the clap tree, and one file per subcommand.
 
+pub mod accept;
 mod admin_client;
 pub mod check;
 pub mod delete;
@@ -58,6 +59,7 @@ enum Command {
     Delete(delete::Delete),
     Check(check::Check),
     Wait(wait::Wait),
+    Accept(accept::Accept),
     Healthcheck(healthcheck::Healthcheck),
     Version(version::Version),
 }
@@ -83,6 +85,7 @@ pub fn run() -> ExitCode {
         Command::Delete(command) => blocking(command.run()),
         Command::Check(command) => blocking(command.run()),
         Command::Wait(command) => blocking(command.run()),
+        Command::Accept(command) => blocking(command.run()),
         Command::Healthcheck(command) => blocking(command.run()),
     };
     outcome.unwrap_or_else(|error| fail(&error))

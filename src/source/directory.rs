@@ -22,7 +22,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::scan::{DirectoryId, Files, Scan};
-use super::{Entry, Update};
+use super::{Entry, History, Update};
 use crate::live::Live;
 use crate::route::Revision;
 
@@ -201,6 +201,7 @@ impl Directory {
         let entries = scan::entries(&scan.files);
         self.files = Arc::new(scan.files);
         Some(Update::Snapshot {
+            history: History::Continued,
             entries,
             revision: self.revision,
         })

@@ -54,6 +54,16 @@ impl Change {
     }
 }
 
+/// How a snapshot belongs to what was told before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// It goes on: what is gone was deleted.
+    Continued,
+    /// Nothing vouches for that, as after a cluster was wiped or restored: what is gone may be wanted, so that its
+    /// deletion is held.
+    Another,
+}
+
 /// What a source tells the publisher. Never splits a revision; may cover several.
 #[derive(Clone, Debug)]
 pub enum Update {
@@ -63,6 +73,8 @@ pub enum Update {
         entries: Vec<Entry>,
         /// The revision it was read at.
         revision: Revision,
+        /// How it belongs to what was told before.
+        history: History,
     },
     /// Changes in the order they were made, up to and including `revision`.
     Changes {

@@ -4,6 +4,7 @@
 //! nothing else. Keys are told apart as they are stored, so two spellings of one host don't delete each other.
 
 mod draft;
+mod held;
 mod names;
 mod rejections;
 
@@ -17,13 +18,15 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
+pub use self::held::Acceptance;
 use self::{
     draft::{Draft, Workshop, WrittenSettings, WrittenUpstream},
+    held::{Held, Reply},
     names::NameUses,
     rejections::{Rejections, rejected},
 };
 use super::{
-    Change, Entry, Update,
+    Change, Entry, History, Update,
     resolve::{Answer, Names},
 };
 use crate::{
@@ -63,6 +66,9 @@ pub struct Publisher {
     revision: Option<Revision>,
     drafts: HashMap<RouteId, Draft>,
     rejections: Rejections,
+    held: Held,
+    accepts: mpsc::Receiver<Reply>,
+    acceptance: Acceptance,
     changed_keys: usize,
 }
 
@@ -93,7 +99,10 @@ impl Publisher {
         default_balance: Balance,
         names: Names,
     ) -> Self {
+        let (acceptance, accepts) = Acceptance::channel();
         Self {
+            acceptance,
+            accepts,
             registry: Registry::new(metrics.clone()),
             live,
             metrics,
@@ -105,14 +114,21 @@ impl Publisher {
             revision: None,
             drafts: HashMap::new(),
             rejections: Rejections::default(),
+            held: Held::default(),
             changed_keys: 0,
         }
+    }
+
+    /// How an operator makes it apply what it holds.
+    pub fn acceptance(&self) -> Acceptance {
+        self.acceptance.clone()
     }
 
     /// Applies updates until their sender is gone. What queued up meanwhile shares one swap.
     pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut batch = Vec::with_capacity(MOST_UPDATES_A_SWAP);
         loop {
+            let mut accepted = None;
             tokio::select! {
                 received = updates.recv_many(&mut batch, MOST_UPDATES_A_SWAP) => {
                     if received == 0 {
@@ -120,6 +136,8 @@ impl Publisher {
                     }
                 }
                 answer = self.names.answer() => self.apply_answer(answer),
+                Some(reply) = self.accepts.recv() => accepted = Some((reply, self.accept_held())),
+                () = self.held.due() => self.judge_held(),
             }
             for update in batch.drain(..) {
                 self.apply(update);
@@ -129,6 +147,10 @@ impl Publisher {
                 self.await_first_answers().await;
             }
             self.publish();
+            if let Some((reply, count)) = accepted {
+                // Who asked may have left meanwhile.
+                let _ = reply.send(count);
+            }
         }
     }
 
@@ -149,8 +171,12 @@ impl Publisher {
 
     fn apply(&mut self, update: Update) {
         let revision = match update {
-            Update::Snapshot { entries, revision } => {
-                self.delete_absent(&entries, revision);
+            Update::Snapshot {
+                entries,
+                revision,
+                history,
+            } => {
+                self.delete_absent(&entries, revision, history);
                 for entry in entries {
                     self.put(&entry, Origin::Snapshot);
                 }
@@ -172,21 +198,28 @@ impl Publisher {
         self.revision = Some(revision);
     }
 
-    fn delete_absent(&mut self, entries: &[Entry], revision: Revision) {
+    fn delete_absent(&mut self, entries: &[Entry], revision: Revision, history: History) {
         self.build_drafts();
         if self.table.counts().routes == 0 && self.rejections.is_empty() {
             return;
         }
         let present: HashSet<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
-        let in_force = self.table.routes().flat_map(|route| keys_of(route));
-        let mut gone: Vec<Bytes> = in_force
-            .filter(|key| !present.contains(key.as_bytes()))
-            .map(|key| Bytes::copy_from_slice(key.as_bytes()))
-            .collect();
         let rejected = self.rejections.keys();
-        gone.extend(rejected.filter(|key| !present.contains(&***key)).cloned());
-        for key in gone {
-            self.delete(&key, revision, Origin::Snapshot);
+        let rejected = rejected.filter(|key| !present.contains(&***key)).cloned();
+        for key in rejected.collect::<Vec<_>>() {
+            self.rejections.clear(&key);
+        }
+        let in_force = self.table.routes().flat_map(|route| keys_of(route));
+        let gone = in_force.filter(|key| !present.contains(key.as_bytes()) && !self.held.has(key));
+        let gone: Vec<Arc<str>> = gone.cloned().collect();
+        match history {
+            History::Another => self.hold(gone),
+            History::Continued => {
+                for key in gone {
+                    let key = Bytes::copy_from_slice(key.as_bytes());
+                    self.delete(&key, revision, Origin::Snapshot);
+                }
+            }
         }
     }
 
@@ -201,12 +234,14 @@ impl Publisher {
             }
         };
         let rejected_at = self.rejections.mod_revision(&entry.key);
+        let was_held = self.held.release(&entry.key);
         let Some((text, draft)) = self.open(&key, &entry.key) else {
             return;
         };
         let mod_revision = entry.mod_revision;
         let known = draft.mod_revision(text);
-        if is_seen(origin, rejected_at.or(known), mod_revision) {
+        // A held version is of another history: its revision says nothing about this one's.
+        if !was_held && is_seen(origin, rejected_at.or(known), mod_revision) {
             return;
         }
         let is_change = match entry::meaning(key, &entry.value) {
@@ -247,6 +282,10 @@ impl Publisher {
         if is_seen(origin, rejected_at, mod_revision) {
             return;
         }
+        let origin = match self.held.release(raw_key) {
+            true => Origin::Snapshot,
+            false => origin,
+        };
         if let Ok(key) = key::parse(&self.prefix, raw_key)
             && let Some((text, draft)) = self.open(&key, raw_key)
             && !is_seen(
@@ -325,6 +364,7 @@ impl Publisher {
         let is_first = self.live.applied.borrow().is_none();
         let is_swap = std::mem::take(&mut self.is_table_changed) || is_first;
         self.rejections.publish(&self.live, &self.metrics);
+        self.held.publish(&self.live, &self.metrics);
         if is_swap {
             self.table.revision = revision;
             self.live.table.store(Arc::new(self.table.clone()));

@@ -75,6 +75,8 @@ pub struct ControlPlaneMetrics {
     pub stale_seconds: Gauge,
     /// `waypost_rejected_keys`: keys that are not in force as written.
     pub rejected_keys: IntGauge,
+    /// `waypost_held_deletes`: keys that are served although etcd lacks them, after its history changed.
+    pub held_deletes: IntGauge,
     /// `waypost_hosts`: host patterns served.
     pub hosts: IntGauge,
     /// `waypost_routes`: routes served.
@@ -193,6 +195,10 @@ impl ControlPlaneMetrics {
             rejected_keys: gauge(
                 "waypost_rejected_keys",
                 "Keys that are not in force as written.",
+            ),
+            held_deletes: gauge(
+                "waypost_held_deletes",
+                "Keys served although etcd lacks them, after its history changed.",
             ),
             hosts: gauge("waypost_hosts", "Host patterns served."),
             routes: gauge("waypost_routes", "Routes served."),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     route::Revision,
-    source::{Change, Entry},
+    source::{Change, Entry, History},
 };
 
 /// How many of the newest live keys are remembered, so that deleting some leaves a witness.
@@ -73,6 +73,20 @@ pub enum Reread {
     /// Our newest key was never there, or not like that.
     #[error("our newest key is not in its history: it was wiped or restored")]
     OtherHistory,
+}
+
+impl Reread {
+    /// How what is read for this reason belongs to what was known.
+    pub fn history(self) -> History {
+        match self {
+            Self::Compacted => History::Continued,
+            Self::Start
+            | Self::NoWitness
+            | Self::OtherCluster
+            | Self::Behind
+            | Self::OtherHistory => History::Another,
+        }
+    }
 }
 
 impl Identity {

@@ -87,7 +87,8 @@ impl<C: Connect> Session<'_, C> {
                 cluster_id,
             } => {
                 self.report.read(endpoint, reason, revision, entries.len());
-                self.publish_snapshot(entries, revision, cluster_id).await
+                self.publish_snapshot(entries, revision, cluster_id, reason)
+                    .await
             }
             Everything::Unpinned(catch_up) => {
                 self.report
@@ -103,9 +104,15 @@ impl<C: Connect> Session<'_, C> {
         entries: Vec<Entry>,
         revision: Revision,
         cluster_id: u64,
+        reason: Reread,
     ) -> Result<(), Fault> {
         let known = Known::of(self.prefix, cluster_id, revision, &entries);
-        self.send(Update::Snapshot { entries, revision }).await?;
+        self.send(Update::Snapshot {
+            entries,
+            revision,
+            history: reason.history(),
+        })
+        .await?;
         *self.state = State::Watching(known);
         Ok(())
     }
@@ -198,12 +205,12 @@ impl<C: Connect> Session<'_, C> {
 
     async fn publish_caught_up(&mut self, revision: Revision) -> Result<(), Fault> {
         let state = std::mem::replace(self.state, State::Snapshot(Reread::Start));
-        let State::CatchingUp { catch_up, .. } = state else {
+        let State::CatchingUp { catch_up, reason } = state else {
             *self.state = state;
             return Ok(());
         };
         let cluster_id = catch_up.cluster_id;
-        self.publish_snapshot(catch_up.into_entries(), revision, cluster_id)
+        self.publish_snapshot(catch_up.into_entries(), revision, cluster_id, reason)
             .await
     }
 

@@ -1,0 +1,82 @@
+//! A cluster that was wiped or restored takes no route away by itself.
+
+use std::time::Instant;
+
+use crate::support::{
+    etcd::EtcdCluster,
+    load::ask,
+    sample::Sample,
+    waypost::{DEADLINE, Waypost, eventually, waypost},
+};
+
+#[tokio::test]
+async fn a_wiped_cluster_takes_no_route_away_until_an_operator_accepts() {
+    let mut etcd = EtcdCluster::start(1).await;
+    let sample = Sample::start().await;
+    etcd.put(&format!("/hosts/a.test/{sample}"), "").await;
+    etcd.put(&format!("/hosts/b.test/{sample}"), "").await;
+    let instance = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let status = async |host: &str| ask(instance.address(), host, "/").await.status().as_u16();
+    assert_eq!(status("a.test").await, 200);
+
+    etcd.wipe();
+    etcd.restart(0).await;
+    let put = etcd.put(&format!("/hosts/c.test/{sample}"), "").await;
+    eventually("the addition applies", async || {
+        status("c.test").await == 200
+    })
+    .await;
+    assert_eq!((status("a.test").await, status("b.test").await), (200, 200));
+    let (code, ready) = instance.admin_get("/readyz").await;
+    assert_eq!(code, 200);
+    assert!(ready.contains("2 deletions held"), "{ready}");
+    assert_eq!(instance.metric("waypost_held_deletes", &[]).await, 2.0);
+    assert_eq!(instance.api("/api/status").await["held_deletes"], 2);
+
+    let admin = instance.admin().to_string();
+    let listed = waypost(&["accept", "--list", "--admin", &admin]).await;
+    let expected =
+        format!("{admin}: 2 deletions held\n  /hosts/a.test/{sample}\n  /hosts/b.test/{sample}\n");
+    assert_eq!((listed.code, listed.stdout), (Some(0), expected));
+
+    // Put again it is no longer held, and etcd's word about it counts at once.
+    etcd.put(&format!("/hosts/a.test/{sample}"), "").await;
+    eventually("one is held", async || {
+        instance.metric("waypost_held_deletes", &[]).await == 1.0
+    })
+    .await;
+    let accepted = waypost(&["accept", "--admin", &admin]).await;
+    let expected = format!("{admin}: 1 held deletions applied\n");
+    assert_eq!((accepted.code, accepted.stdout), (Some(0), expected));
+    assert_eq!((status("a.test").await, status("b.test").await), (200, 404));
+    let deleted = etcd.delete(&format!("/hosts/a.test/{sample}")).await;
+    assert!(deleted > put);
+    instance.reached(deleted).await;
+    assert_eq!(status("a.test").await, 404);
+    let (_, ready) = instance.admin_get("/readyz").await;
+    assert_eq!(ready, "ready\n");
+}
+
+/// Within one history etcd's word counts at once, and be it about the last key.
+#[tokio::test]
+async fn what_is_deleted_while_etcd_is_away_and_compacted_is_not_held() {
+    let mut etcd = EtcdCluster::start(3).await;
+    let sample = Sample::start().await;
+    etcd.put(&format!("/hosts/a.test/{sample}"), "").await;
+    let member = etcd.endpoints()[0].clone();
+    let instance = Waypost::builder().etcd(&[member]).start().await;
+    etcd.kill(0);
+    eventually("it notices", async || {
+        instance.api("/api/status").await["connected"] == false
+    })
+    .await;
+    let deleted = etcd.delete(&format!("/hosts/a.test/{sample}")).await;
+    etcd.compact(deleted).await;
+    etcd.restart(0).await;
+    let back = Instant::now();
+    instance.reached(deleted).await;
+    assert!(back.elapsed() < DEADLINE, "{:?}", back.elapsed());
+    let gone = ask(instance.address(), "a.test", "/").await.status();
+    assert_eq!(gone, 404);
+    assert_eq!(instance.metric("waypost_held_deletes", &[]).await, 0.0);
+}
