@@ -21,9 +21,9 @@ async fn every_command_has_help_with_examples() {
         .filter(|name| !name.is_empty())
         .filter(|name| *name != "help")
         .collect();
-    for name in
-        "serve demo check routes explain put delete wait accept healthcheck version".split(' ')
-    {
+    let names =
+        "serve demo check routes explain put delete register wait accept healthcheck version";
+    for name in names.split(' ') {
         assert!(commands.contains(&name), "{name} is not in {commands:?}");
     }
     for command in commands {

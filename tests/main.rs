@@ -34,6 +34,8 @@ mod leases;
 mod lifecycle;
 mod outputs;
 mod put_delete;
+mod register;
+mod register_command;
 mod routes_live;
 mod start_up;
 mod support;

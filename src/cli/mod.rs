@@ -8,6 +8,7 @@ pub mod demo;
 pub mod explain;
 pub mod healthcheck;
 pub mod put;
+pub mod register;
 pub mod routes;
 pub mod serve;
 mod target;
@@ -57,6 +58,7 @@ enum Command {
     Explain(explain::Explain),
     Put(put::Put),
     Delete(delete::Delete),
+    Register(Box<register::Register>),
     Check(check::Check),
     Wait(wait::Wait),
     Accept(accept::Accept),
@@ -83,6 +85,7 @@ pub fn run() -> ExitCode {
         Command::Explain(command) => blocking(command.run()),
         Command::Put(command) => blocking(command.run()),
         Command::Delete(command) => blocking(command.run()),
+        Command::Register(command) => blocking(command.run()),
         Command::Check(command) => blocking(command.run()),
         Command::Wait(command) => blocking(command.run()),
         Command::Accept(command) => blocking(command.run()),
@@ -194,7 +197,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_versions_are_unknown() {
-        for command in ["tunnel", "register", "rollback", ""] {
+        for command in ["tunnel", "rollback", ""] {
             let arguments = ["waypost", command].map(OsString::from);
             let error = parse(arguments).expect_err(command);
             assert_eq!(error.exit_code(), 2);

@@ -3,3 +3,4 @@
 pub mod change;
 pub mod lease;
 pub mod reach;
+pub mod registration;

@@ -9,6 +9,7 @@ pub mod load;
 pub mod network;
 pub mod origin;
 pub mod process;
+pub mod register;
 pub mod rig;
 pub mod sample;
 pub mod soak;

@@ -1,0 +1,243 @@
+//! `waypost register`: an upstream for as long as its service runs.
+
+mod probe;
+mod service;
+
+use std::{ffi::OsString, io, pin::pin, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use http::uri::PathAndQuery;
+use tokio::time::{self, error::Elapsed};
+use tracing::{info, warn};
+
+use self::{
+    probe::Probe,
+    service::{Event, Service, code_of_failed_start},
+};
+use super::target::Target;
+use crate::{
+    config::{LogFormat, etcd::EtcdArgs, values},
+    fleet::{
+        reach::Reach,
+        registration::{Keeper, Leased, Registration, Withdrawal},
+    },
+    route::value::UpstreamOptions,
+    source::etcd::Connector,
+    telemetry::logging,
+    upstream::Address,
+};
+
+/// How long etcd may take to take the key away. After that it goes with its lease.
+const REMOVAL_TIME: Duration = Duration::from_secs(5);
+
+/// Shorter, and the loss of one member would cost the lease.
+const SHORTEST_TTL: Duration = Duration::from_secs(5);
+
+/// Add an upstream for as long as its service runs
+///
+/// The key is bound to a lease that is kept alive: if this process or its machine dies, the upstream goes. With a
+/// command, the upstream comes when the command's port answers, and goes before the command is stopped or when it ends.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  waypost register blog.example.com 10.0.0.7:4000 -- ./blog --port 4000
+  waypost register blog.example.com/api 10.0.0.7:8000 '{\"weight\": 5}' --health-path /healthz -- ./api
+  waypost register blog.example.com 10.0.0.7:4000
+
+SIGTERM, SIGINT and SIGQUIT take the upstream away and are then passed on to the command; a second one kills it.
+SIGHUP, SIGUSR1 and SIGUSR2 are passed on. Exits with the command's code (128 and the number, if a signal ended it;
+127 and 126 if it can't be run), or without a command with 0 once the upstream is gone.
+While etcd doesn't answer it keeps trying: a service starts without it.")]
+pub struct Register {
+    /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
+    #[arg(value_name = "HOST[/PATH]")]
+    route: String,
+    /// `ip:port`, `[ipv6]:port`, `name:port` or `unix:%2Fpath`, as the instances reach it
+    #[arg(value_name = "UPSTREAM")]
+    upstream: String,
+    /// Options of the upstream [default: none]
+    #[arg(value_name = "JSON")]
+    json: Option<String>,
+    /// The command to run, and its arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// How long the upstream stays when this process is killed or cut off
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = ttl)]
+    ttl: Duration,
+    /// Add the upstream when this path answers 2xx or 3xx, rather than when its port takes connections
+    #[arg(long, value_name = "PATH", value_parser = probe::path)]
+    health_path: Option<PathAndQuery>,
+    /// Ask this address whether the service answers [default: UPSTREAM]
+    #[arg(long, value_name = "ADDRESS")]
+    probe: Option<Address>,
+    /// What is logged on standard error: error, warn, info, debug, trace, or a filter such as info,waypost=debug
+    #[arg(
+        long,
+        env = "WAYPOST_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        value_parser = logging::parse_filter
+    )]
+    log: String,
+    /// How the log looks
+    #[arg(
+        long,
+        env = "WAYPOST_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text",
+        value_enum
+    )]
+    log_format: LogFormat,
+    /// How etcd is reached
+    #[command(flatten)]
+    etcd: EtcdArgs,
+}
+
+impl Register {
+    /// Runs until the command ends or a signal comes.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the arguments; nothing is run and nothing written then.
+    pub async fn run(self) -> Result<ExitCode> {
+        let (config, prefix) = self.etcd.resolve()?;
+        let leased = self.leased(prefix)?;
+        let probe = self.probe(&leased)?;
+        let reach = Reach::new(Connector::new(config)?);
+        logging::start(&self.log, self.log_format);
+
+        let mut service = match Service::start(&self.command) {
+            Ok(service) => service,
+            Err(error) => return not_started(error),
+        };
+        let answers = async {
+            if let Some(probe) = &probe {
+                probe.until_it_answers().await;
+            }
+        };
+        let event = tokio::select! {
+            event = service.next() => Some(event),
+            () = answers => None,
+        };
+        if let Some(event) = event {
+            return Ok(ExitCode::from(stop(service, event).await.unwrap_or(0)));
+        }
+        let keeper = Registration::new(reach, leased).start();
+        let event = service.next().await;
+        end(service, keeper, event).await
+    }
+
+    fn leased(&self, prefix: String) -> Result<Leased> {
+        ensure!(
+            !self.upstream.starts_with('@'),
+            "UPSTREAM {:?} is none: settings outlive a service, write them with `waypost put`",
+            self.upstream
+        );
+        let target = Target::parse(&prefix, &self.route, &self.upstream)?;
+        target.check_value(self.json.as_deref())?;
+        let value = self.json.clone().unwrap_or_default();
+        let command = ["waypost register", &self.route, &self.upstream, &value].join(" ");
+        Ok(Leased {
+            prefix,
+            key: target.key,
+            value,
+            ttl: self.ttl,
+            command: command.trim_end().to_owned(),
+        })
+    }
+
+    /// Without a command nobody is waited for, unless it is asked for.
+    fn probe(&self, leased: &Leased) -> Result<Option<Probe>> {
+        if self.command.is_empty() && self.probe.is_none() && self.health_path.is_none() {
+            return Ok(None);
+        }
+        let upstream = || {
+            let name = leased.key.rsplit('/').next().unwrap_or_default();
+            name.parse::<Address>()
+                .with_context(|| self.upstream.clone())
+        };
+        let address = match &self.probe {
+            Some(address) => address.clone(),
+            None => upstream()?,
+        };
+        let Some(path) = &self.health_path else {
+            return Ok(Some(Probe::of_port(address)));
+        };
+        let host = leased.key[leased.prefix.len()..].split('/').next();
+        let host = match host.filter(|host| !host.contains('*')) {
+            Some(host) => host.to_owned(),
+            None => address.to_string(),
+        };
+        let tls = UpstreamOptions::parse(leased.value.as_bytes())?.tls;
+        Probe::of_path(address, path.clone(), &host, tls).map(Some)
+    }
+}
+
+/// First the upstream goes, then the command.
+async fn end(mut service: Service, keeper: Keeper, event: Event) -> Result<ExitCode> {
+    let mut last = event;
+    let mut removal = pin!(time::timeout(REMOVAL_TIME, keeper.withdraw()));
+    let removed = loop {
+        tokio::select! {
+            removed = &mut removal => break removed,
+            next = service.next() => match (last, next) {
+                (Event::Stop(_), Event::Ended(_)) => last = next,
+                (Event::Ended(code), _) => return Ok(ExitCode::from(code)),
+                (Event::Stop(_), Event::Stop(_)) => return Ok(ExitCode::from(service.kill())),
+            },
+        }
+    };
+    let is_gone = report(removed)?;
+    let code = stop(service, last).await;
+    Ok(ExitCode::from(code.unwrap_or(u8::from(!is_gone))))
+}
+
+/// Whether the key is certainly gone.
+fn report(removed: Result<Result<Withdrawal>, Elapsed>) -> Result<bool> {
+    match removed {
+        Ok(outcome) => match outcome? {
+            Withdrawal::Deleted(revision) => info!(revision, "the upstream is removed"),
+            Withdrawal::NotOurs => info!("the key was not ours (any more): it is left as it is"),
+        },
+        Err(_) => {
+            let seconds = REMOVAL_TIME.as_secs();
+            warn!("etcd took no answer within {seconds} s: the upstream goes with its lease");
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Passes the signal on to the command and waits for its end: its exit code, if there is one.
+async fn stop(mut service: Service, event: Event) -> Option<u8> {
+    let signal = match event {
+        Event::Ended(code) => return Some(code),
+        Event::Stop(_) if !service.runs() => return None,
+        Event::Stop(signal) => signal,
+    };
+    service.send(signal);
+    Some(match service.next().await {
+        Event::Ended(code) => code,
+        Event::Stop(_) => service.kill(),
+    })
+}
+
+fn not_started(error: anyhow::Error) -> Result<ExitCode> {
+    match error.downcast_ref::<io::Error>() {
+        Some(cause) => {
+            eprintln!("waypost: {error:#}");
+            Ok(ExitCode::from(code_of_failed_start(cause)))
+        }
+        None => Err(error),
+    }
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = values::duration(text)?;
+    if ttl < SHORTEST_TTL || ttl.subsec_nanos() != 0 {
+        return Err(
+            "whole seconds, and at least 5s: one lost answer must not cost the lease".into(),
+        );
+    }
+    Ok(ttl)
+}

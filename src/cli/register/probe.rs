@@ -1,0 +1,184 @@
+//! Whether a service answers already: its port takes connections, or a path of it answers well.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header, uri::PathAndQuery};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::{self, Instant},
+};
+use tokio_rustls::TlsConnector;
+use tracing::{info, warn};
+
+use crate::upstream::{Address, Endpoint, TlsOptions, tls::UpstreamTls};
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(100);
+/// One attempt may take this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// After so long, and then again and again, the log says what is waited for.
+const REMINDER: Duration = Duration::from_secs(15);
+
+/// Asks one address.
+pub(super) struct Probe {
+    address: Address,
+    http: Option<Http>,
+}
+
+/// What is asked beyond a connection.
+struct Http {
+    path: PathAndQuery,
+    host: HeaderValue,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Probe {
+    /// Asks whether a connection is accepted.
+    pub(super) fn of_port(address: Address) -> Self {
+        Self {
+            address,
+            http: None,
+        }
+    }
+
+    /// Asks for a path with this `Host`, over TLS if the upstream's options say so. Whose certificate it is is for
+    /// the instances to judge, who have the authorities: here any will do.
+    ///
+    /// # Errors
+    ///
+    /// Without a name to ask for by TLS.
+    pub(super) fn of_path(
+        address: Address,
+        path: PathAndQuery,
+        host: &str,
+        tls: Option<TlsOptions>,
+    ) -> Result<Self> {
+        let host = HeaderValue::from_str(host).with_context(|| format!("HOST {host}"))?;
+        let tls = match tls {
+            Some(options) => {
+                let options = TlsOptions {
+                    ca: None,
+                    insecure: true,
+                    ..options
+                };
+                Some(UpstreamTls::new().connector(&options, &endpoint(&address))?)
+            }
+            None => None,
+        };
+        let http = Some(Http { path, host, tls });
+        Ok(Self { address, http })
+    }
+
+    /// Tries again and again.
+    pub(super) async fn until_it_answers(&self) {
+        let begun = Instant::now();
+        let mut reminder = begun + REMINDER;
+        loop {
+            let attempt = time::timeout(PATIENCE, self.ask()).await;
+            let error = match attempt {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => error,
+                Err(_) => anyhow::anyhow!("no answer within {} s", PATIENCE.as_secs()),
+            };
+            if Instant::now() >= reminder {
+                reminder += REMINDER;
+                warn!(address = %self.address, error = format!("{error:#}"), "the service doesn't answer yet");
+            }
+            time::sleep(PAUSE).await;
+        }
+        info!(address = %self.address, seconds = begun.elapsed().as_secs_f64(), "the service answers");
+    }
+
+    async fn ask(&self) -> Result<()> {
+        match &self.address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await?;
+                self.ask_over(stream).await
+            }
+            Address::Ip(address) => self.ask_over(connect(*address).await?).await,
+            Address::Name(name, port) => {
+                let stream = TcpStream::connect((&**name, *port)).await?;
+                self.ask_over(stream).await
+            }
+        }
+    }
+
+    async fn ask_over<S>(&self, stream: S) -> Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(http) = &self.http else {
+            return Ok(());
+        };
+        match &http.tls {
+            Some((connector, name)) => {
+                http.ask_over(connector.connect(name.clone(), stream).await?)
+                    .await
+            }
+            None => http.ask_over(stream).await,
+        }
+    }
+}
+
+impl Http {
+    async fn ask_over<S>(&self, stream: S) -> Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let request = Request::get(self.path.as_str())
+            .header(header::HOST, &self.host)
+            .header(header::USER_AGENT, "waypost-register")
+            .body(Empty::<Bytes>::new())?;
+        let response = async {
+            let status = sender.send_request(request).await?.status();
+            anyhow::ensure!(
+                status.is_success() || status.is_redirection(),
+                "{} answers {status}",
+                self.path
+            );
+            Ok(())
+        };
+        // The connection ends with this attempt, and is driven no longer.
+        tokio::select! {
+            answer = response => answer,
+            ended = connection => ended.map_err(Into::into).and_then(|()| anyhow::bail!("closed without an answer")),
+        }
+    }
+}
+
+/// Of all ports of this machine, the kernel may take the very one that we connect to for ours, and connect us to
+/// ourselves.
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    match stream.local_addr()? == stream.peer_addr()? {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(stream),
+    }
+}
+
+fn endpoint(address: &Address) -> Endpoint {
+    match address {
+        Address::Ip(address) => Endpoint::Tcp {
+            address: *address,
+            name: None,
+        },
+        Address::Name(name, port) => Endpoint::Unresolved(name.clone(), *port),
+        Address::Unix(path) => Endpoint::Unix(path.clone()),
+    }
+}
+
+/// `--health-path`.
+pub(super) fn path(text: &str) -> Result<PathAndQuery, String> {
+    if !text.starts_with('/') {
+        return Err("a path starts with /, as in /healthz".into());
+    }
+    text.parse().map_err(|error| format!("no path: {error}"))
+}

@@ -1,0 +1,344 @@
+//! A key that lives as long as somebody stands behind it: bound to a lease that is kept alive, written again whenever
+//! etcd lost it, deleted at the end.
+//!
+//! Whoever wrote a key last owns it. A new registration takes over what it finds: that is the same service before a
+//! crash, whose lease still runs. What somebody else writes afterwards is theirs, and left alone until it is gone. That
+//! is why this is no [`Keeper`](super::lease::Keeper), which owns its keys and looks at them less often.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use tokio::{sync::oneshot, task::JoinHandle, time};
+use tracing::{info, warn};
+
+use super::{change::ChangeRecord, reach::Reach};
+use crate::{
+    route::Revision,
+    source::etcd::{
+        Lease,
+        backoff::{back_off, longest_under_lease, scatter},
+        fault::Fault,
+    },
+};
+
+/// What is written, and for how long it stays without us.
+#[derive(Clone, Debug)]
+pub struct Leased {
+    /// The prefix (normalised) that the key is below.
+    pub prefix: String,
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// How long it stays when nobody renews its lease.
+    pub ttl: Duration,
+    /// The command that does it, for the change records.
+    pub command: String,
+}
+
+/// Keeps one key, in a task of its own once [started](Self::start).
+pub struct Registration {
+    reach: Arc<Reach>,
+    leased: Leased,
+    lease: Option<Lease>,
+    standing: Standing,
+    /// In a row.
+    failures: u32,
+    /// Why etcd could not be asked, as it was last told to the log; `None` while it can.
+    trouble: Option<Fault>,
+}
+
+/// A registration that is being kept.
+pub struct Keeper {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Registration>,
+}
+
+/// How a registration ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// The key was deleted at this revision.
+    Deleted(Revision),
+    /// There was nothing of ours: never written, expired, deleted or written by somebody else.
+    NotOurs,
+}
+
+/// Whose the key is, as far as we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Not written yet, and whatever is there is taken over; then `Ours`.
+    New,
+    /// Bound to our lease. Gone, it is written anew; written by somebody else, it is `Theirs`.
+    Ours,
+    /// Left alone. Gone, it is written, and `Ours`.
+    Theirs,
+}
+
+/// Who wrote the key last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder {
+    /// 0 for none.
+    lease: Lease,
+    mod_revision: Revision,
+}
+
+/// What to do about the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is as it should be.
+    Keep,
+    /// Write it, if this is still its newest revision; 0: if it still isn't there.
+    Write { over: Revision },
+    /// Leave it to whom it belongs.
+    Leave,
+}
+
+impl Standing {
+    /// What to do, if the key is held like this and `lease` is ours.
+    fn step(self, found: Option<Holder>, lease: Lease) -> Step {
+        match found {
+            Some(holder) if holder.lease == lease => Step::Keep,
+            None => Step::Write { over: 0 },
+            Some(holder) if self == Self::New => Step::Write {
+                over: holder.mod_revision,
+            },
+            Some(_) => Step::Leave,
+        }
+    }
+}
+
+impl Registration {
+    /// Asks for nothing yet.
+    pub fn new(reach: Arc<Reach>, leased: Leased) -> Self {
+        Self {
+            reach,
+            leased,
+            lease: None,
+            standing: Standing::New,
+            failures: 0,
+            trouble: None,
+        }
+    }
+
+    /// Writes the key as soon as etcd lets it, and keeps it for ever, in a task of its own.
+    pub fn start(self) -> Keeper {
+        let (stop, stopped) = oneshot::channel();
+        Keeper {
+            stop,
+            task: tokio::spawn(self.keep(stopped)),
+        }
+    }
+
+    /// What runs is finished before it stops: a key must not be written after it was deleted.
+    async fn keep(mut self, mut stopped: oneshot::Receiver<()>) -> Self {
+        loop {
+            let pause = match self.beat().await {
+                Ok(()) => {
+                    self.recovered();
+                    // A little of it at random, so that a fleet doesn't beat in step.
+                    longest_under_lease(self.leased.ttl).mul_f64(0.9 + rand::random::<f64>() / 10.0)
+                }
+                Err(fault) => self.failed(fault),
+            };
+            tokio::select! {
+                _ = &mut stopped => return self,
+                () = time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Keeps the lease alive, or takes one, and sees to the key.
+    async fn beat(&mut self) -> Result<(), Fault> {
+        let lease = self.living_lease().await?;
+        let key = self.leased.key.as_str();
+        let look = Txn::new().and_then([TxnOp::get(key, None)]);
+        let found = holder(&self.reach.call(async |etcd| etcd.txn(look).await).await?);
+        match self.standing.step(found, lease) {
+            // Also if it was written and the answer was lost.
+            Step::Keep => self.standing = Standing::Ours,
+            Step::Write { over } => self.write(lease, over).await?,
+            Step::Leave => {
+                if self.standing != Standing::Theirs {
+                    warn!(
+                        key,
+                        "somebody else has written the key: it is theirs until it is gone"
+                    );
+                }
+                self.standing = Standing::Theirs;
+            }
+        }
+        Ok(())
+    }
+
+    async fn living_lease(&mut self) -> Result<Lease, Fault> {
+        if let Some(lease) = self.lease {
+            let renew = self.reach.call(async |etcd| etcd.keep_alive(lease).await);
+            if renew.await? {
+                return Ok(lease);
+            }
+            self.lease = None;
+            warn!("etcd lost the lease; taking a new one");
+        }
+        let ttl = self.leased.ttl;
+        let lease = self.reach.call(async |etcd| etcd.grant(ttl).await).await?;
+        self.lease = Some(lease);
+        Ok(lease)
+    }
+
+    /// Unless somebody was faster; then the next beat sees what there is.
+    async fn write(&mut self, lease: Lease, over: Revision) -> Result<(), Fault> {
+        let Leased { key, value, .. } = &self.leased;
+        let options = PutOptions::new().with_lease(lease);
+        let put = TxnOp::put(key.as_str(), value.as_str(), Some(options));
+        let txn = Txn::new()
+            .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, over)])
+            .and_then([put, self.record("")?]);
+        let answer = self.reach.call(async |etcd| etcd.txn(txn).await).await?;
+        if !answer.succeeded() {
+            return Ok(());
+        }
+        let revision = revision(&answer);
+        match (self.standing, over) {
+            (Standing::New, 0) => info!(key, revision, "registered"),
+            (Standing::New, _) => info!(
+                key,
+                revision,
+                taken_over = over,
+                "registered, in place of what a put or an earlier registration had left"
+            ),
+            _ => info!(key, revision, "the key was gone: registered anew"),
+        }
+        self.standing = Standing::Ours;
+        Ok(())
+    }
+
+    fn record(&self, what: &str) -> Result<TxnOp, Fault> {
+        let record = ChangeRecord::of(format!("{}{what}", self.leased.command));
+        let written = record.write(&self.leased.prefix);
+        written.map_err(|error| Fault::Unreachable(format!("the change record: {error:#}")))
+    }
+
+    fn recovered(&mut self) {
+        self.failures = 0;
+        if self.trouble.take().is_some() {
+            info!("etcd answers");
+        }
+    }
+
+    /// How long to wait before the next try, at the next member.
+    fn failed(&mut self, fault: Fault) -> Duration {
+        if self.trouble.as_ref() != Some(&fault) {
+            let key = &self.leased.key;
+            warn!(key, error = %fault, "etcd could not be asked; trying on");
+            self.trouble = Some(fault);
+        }
+        self.failures = self.failures.saturating_add(1);
+        // What ended a connection that stood has ended those of all who are registered.
+        match (self.failures, self.lease) {
+            (1, Some(_)) => scatter(rand::random()),
+            _ => back_off(
+                self.failures,
+                longest_under_lease(self.leased.ttl),
+                rand::random(),
+            ),
+        }
+    }
+
+    /// Deletes the key if it is still ours, and ends the lease; tries for as long as etcd doesn't answer.
+    async fn withdraw(mut self) -> Withdrawal {
+        let Some(lease) = self.lease else {
+            return Withdrawal::NotOurs;
+        };
+        self.failures = 0;
+        loop {
+            match self.delete(lease).await {
+                Ok(withdrawal) => return withdrawal,
+                Err(fault) => {
+                    let pause = self.failed(fault);
+                    time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn delete(&self, lease: Lease) -> Result<Withdrawal, Fault> {
+        let key = self.leased.key.as_str();
+        let txn = Txn::new()
+            .when([Compare::lease(key, CompareOp::Equal, lease)])
+            .and_then([TxnOp::delete(key, None), self.record(" (ended)")?]);
+        let answer = self.reach.call(async |etcd| etcd.txn(txn).await).await?;
+        // Nothing hangs on it any more, so it may as well run out.
+        let _ = (self.reach)
+            .call(async |etcd| etcd.revoke(lease).await)
+            .await;
+        Ok(match answer.succeeded() {
+            true => Withdrawal::Deleted(revision(&answer)),
+            false => Withdrawal::NotOurs,
+        })
+    }
+}
+
+impl Keeper {
+    /// Ends the registration: deletes the key if it is still ours. For as long as etcd doesn't answer this goes on;
+    /// who gives up leaves the rest to the lease.
+    ///
+    /// # Errors
+    ///
+    /// When the task that keeps it has failed.
+    pub async fn withdraw(self) -> anyhow::Result<Withdrawal> {
+        // Whether it still listens doesn't matter: it ends.
+        let _ = self.stop.send(());
+        let registration = self.task.await.context("the registration failed")?;
+        Ok(registration.withdraw().await)
+    }
+}
+
+/// Who holds the key that the transaction read.
+fn holder(answer: &TxnResponse) -> Option<Holder> {
+    let TxnOpResponse::Get(read) = answer.op_responses().into_iter().next()? else {
+        return None;
+    };
+    read.kvs().first().map(|pair| Holder {
+        lease: pair.lease(),
+        mod_revision: pair.mod_revision(),
+    })
+}
+
+fn revision(answer: &TxnResponse) -> Revision {
+    let header = answer.header();
+    header.map_or(0, etcd_client::ResponseHeader::revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_writer_owns_the_key() {
+        let held = |lease| {
+            Some(Holder {
+                lease,
+                mod_revision: 7,
+            })
+        };
+        let (ours, none, other) = (held(5), held(0), held(6));
+        let anew = Step::Write { over: 0 };
+        let over = Step::Write { over: 7 };
+        for (standing, found, step) in [
+            (Standing::New, None, anew),
+            (Standing::New, ours, Step::Keep),
+            (Standing::New, none, over),
+            (Standing::New, other, over),
+            (Standing::Ours, None, anew),
+            (Standing::Ours, ours, Step::Keep),
+            (Standing::Ours, none, Step::Leave),
+            (Standing::Ours, other, Step::Leave),
+            (Standing::Theirs, None, anew),
+            (Standing::Theirs, ours, Step::Keep),
+            (Standing::Theirs, other, Step::Leave),
+        ] {
+            assert_eq!(standing.step(found, 5), step, "{standing:?} {found:?}");
+        }
+    }
+}
