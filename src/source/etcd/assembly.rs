@@ -43,7 +43,8 @@ pub enum Heard {
 /// One watch: where it stands, and the fragments of revisions that are not complete.
 ///
 /// etcd never spreads a revision over two responses unless it marks all but the last of them as fragments, so a
-/// response without that mark ends on a whole revision.
+/// response without that mark ends on a whole revision. Events come in the order of their revisions, so a fragment
+/// completes every revision but its newest: one alone is held, which is as large as etcd lets a transaction be.
 #[derive(Debug)]
 pub struct Assembly {
     revision: Revision,
@@ -88,14 +89,18 @@ impl Assembly {
                 .into_iter()
                 .filter(|change| change.mod_revision() > known),
         );
-        if response.fragment {
-            return Heard::Nothing;
-        }
-        let Some(last) = self.pending.last() else {
+        let newest = self.pending.last().map(Change::mod_revision);
+        let incomplete = newest.filter(|_| response.fragment);
+        let whole = incomplete.map_or(self.pending.len(), |newest| {
+            (self.pending).partition_point(|change| change.mod_revision() < newest)
+        });
+        let rest = self.pending.split_off(whole);
+        let changes = std::mem::replace(&mut self.pending, rest);
+        let Some(last) = changes.last() else {
             return Heard::Nothing;
         };
         self.revision = last.mod_revision();
-        Heard::Changes(std::mem::take(&mut self.pending), self.revision)
+        Heard::Changes(changes, self.revision)
     }
 
     /// Only timed notices count: the answer to a requested one may claim revisions whose events are still to come.
@@ -193,6 +198,30 @@ mod tests {
             let text = format!("{response:?}");
             assert_eq!(Assembly::from(5).hear(response), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_fragment_completes_all_revisions_but_its_newest() {
+        let mut assembly = Assembly::from(5);
+        let heard = assembly.hear(events(&[put("/a", 6), put("/b", 7), put("/a", 8)], true));
+        let expected = vec![put("/a", 6), put("/b", 7)];
+        assert_eq!(heard, Heard::Changes(expected, 7));
+        let heard = assembly.hear(events(&[put("/c", 8), put("/a", 9)], true));
+        let expected = vec![put("/a", 8), put("/c", 8)];
+        assert_eq!(heard, Heard::Changes(expected, 8));
+        let heard = assembly.hear(events(&[put("/b", 9)], false));
+        let expected = vec![put("/a", 9), put("/b", 9)];
+        assert_eq!(heard, Heard::Changes(expected, 9));
+    }
+
+    #[test]
+    fn what_is_repeated_is_passed_on_once() {
+        let mut assembly = Assembly::from(5);
+        let response = events(&[put("/a", 6), put("/b", 7)], false);
+        assembly.hear(response.clone());
+        assert_eq!(assembly.hear(response), Heard::Nothing);
+        let heard = assembly.hear(events(&[put("/b", 7), put("/c", 8)], false));
+        assert_eq!(heard, Heard::Changes(vec![put("/c", 8)], 8));
     }
 
     #[test]
