@@ -73,7 +73,7 @@ impl Server {
             Some(access_log) => Some(AccessLog::open(access_log, metrics.clone())?),
             None => None,
         };
-        let source = Source::new(&config)?;
+        let source = Source::new(&config, &metrics)?;
         let publisher = Publisher::new(
             live.clone(),
             metrics.clone(),
@@ -231,10 +231,13 @@ enum Source {
 }
 
 impl Source {
-    fn new(config: &Config) -> anyhow::Result<Self> {
+    fn new(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
         let prefix = config.prefix.clone();
         Ok(match &config.source {
-            SourceConfig::Etcd(etcd) => Self::Etcd(Box::new(Etcd::new(etcd.clone(), prefix)?)),
+            SourceConfig::Etcd(etcd) => {
+                let etcd = Etcd::new(etcd.clone(), prefix)?.counted_in(metrics.clone());
+                Self::Etcd(Box::new(etcd))
+            }
             SourceConfig::Directory(path) => {
                 let directory = directory::Directory::open(path.clone(), &prefix)?;
                 Self::Directory(Box::new(directory))

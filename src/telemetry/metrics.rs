@@ -73,6 +73,12 @@ pub struct ControlPlaneMetrics {
     pub source_connected: IntGauge,
     /// `waypost_source_stale_seconds`: for how long changes would not have reached us; 0 while connected.
     pub stale_seconds: Gauge,
+    /// `waypost_source_silent_watches_total`: watches of etcd given up because they brought nothing of what they should.
+    pub silent_watches: IntCounter,
+    /// `waypost_source_reconciles_total`: comparisons of what this instance has with what etcd has.
+    pub reconciles: IntCounter,
+    /// `waypost_source_reconcile_differences_total`: keys that differed in them, each of them a fault of the watch.
+    pub reconcile_differences: IntCounter,
     /// `waypost_rejected_keys`: keys that are not in force as written.
     pub rejected_keys: IntGauge,
     /// `waypost_held_deletes`: keys that are served although etcd lacks them, after its history changed.
@@ -191,6 +197,21 @@ impl ControlPlaneMetrics {
                     "waypost_source_stale_seconds",
                     "For how long changes would not have reached this instance.",
                 ),
+            ),
+            silent_watches: counter(
+                registry,
+                "waypost_source_silent_watches_total",
+                "Watches of etcd given up because they brought nothing of what they should.",
+            ),
+            reconciles: counter(
+                registry,
+                "waypost_source_reconciles_total",
+                "Comparisons of what this instance has with what etcd has.",
+            ),
+            reconcile_differences: counter(
+                registry,
+                "waypost_source_reconcile_differences_total",
+                "Keys that differed in them.",
             ),
             rejected_keys: gauge(
                 "waypost_rejected_keys",

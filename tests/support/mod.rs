@@ -1,6 +1,7 @@
 //! What the tests start and drive: real processes and sockets, on ports of their own.
 
 pub mod command;
+pub mod deaf_link;
 pub mod etcd;
 pub mod follower;
 pub mod http;

@@ -11,7 +11,7 @@ use super::{
     credentials::{read_password, tls_options},
     fault::Fault,
     identity::{Testimony, Witness},
-    reading::{Page, PageRequest},
+    reading::{Content, Page, PageRequest},
     transport::{Connect, Transport, Watch},
 };
 use crate::{
@@ -181,11 +181,15 @@ impl Transport for Connection {
         if let Some(revision) = request.revision {
             options = options.with_revision(revision);
         }
+        if request.content == Content::Keys {
+            options = options.with_keys_only();
+        }
         let mut kv = self.kv.clone();
         let mut answer = bounded("reading the keys", kv.get(request.start, Some(options))).await?;
         let header = answer.take_header().ok_or_else(headless)?;
         Ok(Page {
             more: answer.more(),
+            count: answer.count(),
             entries: answer.take_kvs().into_iter().map(entry).collect(),
             cluster_id: header.cluster_id(),
             revision: header.revision(),
@@ -210,6 +214,12 @@ impl Transport for Connection {
             cluster_id: header.cluster_id(),
             found: found.as_ref().map(Witness::from),
         })
+    }
+
+    async fn put(&self, key: &[u8], value: Vec<u8>) -> Result<Revision, Fault> {
+        let mut kv = self.kv.clone();
+        let answer = bounded("putting a key", kv.put(key, value, None)).await?;
+        Ok(answer.header().ok_or_else(headless)?.revision())
     }
 
     async fn watch(

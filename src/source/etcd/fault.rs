@@ -63,6 +63,11 @@ impl Fault {
         matches!(self, Self::Unreachable(message) if message.contains("requested lease not found"))
     }
 
+    /// Whether etcd knows us and doesn't let us do that: no fresh login helps.
+    pub(super) fn is_want_of_rights(&self) -> bool {
+        matches!(self, Self::Refused(message) if message.contains("permission denied"))
+    }
+
     /// Whether etcd has authentication switched off and wants no login.
     pub(super) fn wants_no_login(&self) -> bool {
         matches!(self, Self::Refused(message) if message.contains("authentication is not enabled"))

@@ -61,6 +61,12 @@ pub enum Reread {
     /// What happened since our revision is compacted away: the same history, with a gap.
     #[error("the changes since our revision are compacted away")]
     Compacted,
+    /// Two watches, one after the other, brought nothing of what they should: the same history.
+    #[error("no watch brings what changes")]
+    Silent,
+    /// What we have is not what etcd had at our revision: the same history, but the watch lost something.
+    #[error("what we have differs from what etcd has")]
+    Difference,
     /// No live key is known that could vouch for the history.
     #[error("no key is known that could vouch for it")]
     NoWitness,
@@ -79,7 +85,7 @@ impl Reread {
     /// How what is read for this reason belongs to what was known.
     pub fn history(self) -> History {
         match self {
-            Self::Compacted => History::Continued,
+            Self::Compacted | Self::Silent | Self::Difference => History::Continued,
             Self::Start
             | Self::NoWitness
             | Self::OtherCluster

@@ -42,15 +42,30 @@ impl Ledger {
             if self.is_fleet(change.key()) {
                 continue;
             }
-            let hash = self.seed.hash_one(&**change.key());
             match change {
-                Change::Put(entry) => self.revisions.insert(hash, entry.mod_revision),
-                Change::Delete { .. } => self.revisions.remove(&hash),
-            };
+                Change::Put(entry) => {
+                    let hash = self.seed.hash_one(&*entry.key);
+                    self.revisions.insert(hash, entry.mod_revision);
+                }
+                Change::Delete { key, .. } => {
+                    self.take(key);
+                }
+            }
         }
     }
 
-    fn is_fleet(&self, key: &[u8]) -> bool {
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.revisions.len()
+    }
+
+    /// Takes a key out: the revision that last changed it.
+    pub fn take(&mut self, key: &[u8]) -> Option<Revision> {
+        self.revisions.remove(&self.seed.hash_one(key))
+    }
+
+    /// Whether this key is one of the fleet's own.
+    pub fn is_fleet(&self, key: &[u8]) -> bool {
         key.starts_with(&self.fleet)
     }
 }
@@ -75,11 +90,6 @@ mod tests {
         }
     }
 
-    fn known(ledger: &Ledger, key: &str) -> Option<Revision> {
-        let hash = ledger.seed.hash_one(key.as_bytes());
-        ledger.revisions.get(&hash).copied()
-    }
-
     #[test]
     fn it_follows_puts_and_deletes_and_leaves_the_fleet_out() {
         let entries = [
@@ -88,7 +98,7 @@ mod tests {
             entry("/h/b/b:1", 4),
         ];
         let mut ledger = Ledger::of(b"/h/", &entries);
-        assert_eq!(ledger.revisions.len(), 2);
+        assert_eq!(ledger.len(), 2);
         ledger.follow(&[
             Change::Put(entry("/h/a/a:1", 10)),
             Change::Put(entry("/h/@waypost/pulse", 11)),
@@ -100,9 +110,9 @@ mod tests {
         ]);
         let keys = ["/h/a/a:1", "/h/b/b:1", "/h/c/c:1", "/h/@waypost/pulse"];
         assert_eq!(
-            keys.map(|key| known(&ledger, key)),
+            keys.map(|key| ledger.take(key.as_bytes())),
             [Some(10), None, Some(12), None]
         );
-        assert_eq!(ledger.revisions.len(), 2);
+        assert_eq!(ledger.len(), 0);
     }
 }

@@ -1,11 +1,12 @@
 //! The etcd source: reads everything once, then follows one watch, and finds its way back after every fault.
 //!
 //! [`Etcd::run`] joins the parts. What a response, a page, a failure or a witness *means* is decided by plain functions
-//! over values in `assembly`, `reading`, `retry` and `identity`; `session` carries it out over one `connection`, and
-//! `report` tells the operator. What the keys mean is the publisher's business.
+//! over values in `assembly`, `reading`, `retry` and `identity`, and in `vigil` what is asked beside a watch; `session`
+//! carries it out over one `connection`, and `report` tells the operator. What the keys mean is the publisher's business.
 
 mod assembly;
 pub mod backoff;
+mod comparison;
 pub mod connection;
 mod credentials;
 pub mod fault;
@@ -13,11 +14,14 @@ mod identity;
 mod known;
 mod leases;
 mod ledger;
+mod pulse;
 mod reading;
+mod reconcile;
 mod report;
 mod retry;
 mod session;
 pub mod transport;
+mod vigil;
 
 use std::sync::Arc;
 
@@ -34,14 +38,16 @@ use self::{
     retry::Retry,
     session::{Session, read_everything},
     transport::Connect,
+    vigil::{Footing, Vigil},
 };
 pub use self::{
     connection::{Connection, Connector},
     leases::Lease,
+    pulse::Patience,
+    vigil::Pace,
 };
 use super::{Entry, Update};
-use crate::live::Live;
-use crate::{config::EtcdConfig, route::Revision};
+use crate::{config::EtcdConfig, live::Live, route::Revision, telemetry::metrics::Metrics};
 
 /// Follows the keys below one prefix of an etcd cluster, which connections of `C` reach.
 #[derive(Debug)]
@@ -51,6 +57,8 @@ pub struct Etcd<C = Connector> {
     range_end: Vec<u8>,
     state: State,
     retry: Retry,
+    vigil: Vigil,
+    metrics: Arc<Metrics>,
     /// For the jitter.
     random: StdRng,
 }
@@ -88,6 +96,8 @@ impl<C: Connect> Etcd<C> {
         Self {
             // Not all instances of a fleet on the first member.
             retry: Retry::new(connector.endpoints().len(), random.random()),
+            vigil: Vigil::over(prefix.as_bytes(), Pace::default(), random.random()),
+            metrics: Metrics::new(),
             random,
             connector,
             range_end: range_end(prefix.as_bytes()),
@@ -104,10 +114,22 @@ impl<C: Connect> Etcd<C> {
         self
     }
 
+    /// Counts in these metrics.
+    pub fn counted_in(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Looks after its watch as often as this.
+    pub fn paced(mut self, pace: Pace) -> Self {
+        self.vigil = Vigil::over(&self.prefix, pace, self.random.random());
+        self
+    }
+
     /// Sends a snapshot, then every change, for as long as somebody receives them; tells `live.status` how things
     /// are. Whatever fails is tried again for ever. May be dropped at any point.
     ///
-    /// A slow receiver slows the watch down: at most one response, or one fragmented revision, is held here.
+    /// A slow receiver slows the watch down: at most one response and one revision are held here.
     pub async fn run(mut self, live: Arc<Live>, updates: mpsc::Sender<Update>) {
         tokio::select! {
             biased;
@@ -117,7 +139,7 @@ impl<C: Connect> Etcd<C> {
     }
 
     async fn follow(&mut self, live: Arc<Live>, updates: &mpsc::Sender<Update>) {
-        let mut report = Report::to(live);
+        let mut report = Report::to(live, self.metrics.clone());
         loop {
             let endpoint = self.connector.endpoints()[self.retry.current()].clone();
             let mut session = Session {
@@ -125,8 +147,11 @@ impl<C: Connect> Etcd<C> {
                 prefix: &self.prefix,
                 range_end: &self.range_end,
                 state: &mut self.state,
+                vigil: &mut self.vigil,
                 report: &mut report,
                 updates,
+                footing: Footing::Resumed,
+                is_standing: false,
                 watching_since: None,
             };
             let Err(fault) = session.run(&endpoint).await;

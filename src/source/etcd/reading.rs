@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The first page only finds out how large entries are.
-const FIRST_PAGE: i64 = 1_000;
+pub(super) const FIRST_PAGE: i64 = 1_000;
 /// Pages of 1,000 keys take twenty times as long for a million keys as pages of 50,000.
 const LARGEST_PAGE: i64 = 50_000;
 /// What a page should hold: far below what we decode, and soon read within one call's time limit.
@@ -30,6 +30,17 @@ pub struct PageRequest {
     pub limit: i64,
     /// At which revision; `None` for the newest.
     pub revision: Option<Revision>,
+    /// What of the entries.
+    pub content: Content,
+}
+
+/// What of the entries a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of it.
+    Entries,
+    /// All but the values.
+    Keys,
 }
 
 /// A page as etcd answers it.
@@ -39,6 +50,8 @@ pub struct Page {
     pub entries: Vec<Entry>,
     /// Whether there are more behind the last.
     pub more: bool,
+    /// How many entries there are in the whole range asked for.
+    pub count: i64,
     /// The cluster that answered.
     pub cluster_id: u64,
     /// The store's revision when it answered.
@@ -95,6 +108,7 @@ impl Reading {
             revision: (self.pages.first())
                 .filter(|_| pinned)
                 .map(|(_, revision)| *revision),
+            content: Content::Entries,
         }
     }
 
@@ -211,7 +225,7 @@ impl CatchUp {
 }
 
 /// How many entries like these a page should hold.
-fn fitting_limit(entries: &[Entry]) -> Option<i64> {
+pub(super) fn fitting_limit(entries: &[Entry]) -> Option<i64> {
     let bytes: usize = (entries.iter())
         .map(|entry| entry.key.len() + entry.value.len() + OVERHEAD_BYTES)
         .sum();
@@ -235,6 +249,7 @@ mod tests {
 
     fn page(entries: Vec<Entry>, more: bool, revision: Revision) -> Page {
         Page {
+            count: i64::MAX,
             entries,
             more,
             cluster_id: 1,

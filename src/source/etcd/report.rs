@@ -4,13 +4,15 @@ use std::{sync::Arc, time::Instant};
 
 use tracing::{debug, info, warn};
 
-use super::{fault::Fault, identity::Reread};
-use crate::{live::Live, route::Revision};
+use super::{comparison::Differences, fault::Fault, identity::Reread};
+use crate::{live::Live, route::Revision, telemetry::metrics::Metrics};
 
 /// Tells, and remembers what was told.
 pub(super) struct Report {
     live: Arc<Live>,
+    metrics: Arc<Metrics>,
     told: Told,
+    is_pulse_refused: bool,
 }
 
 /// The last state that the log knows of.
@@ -23,10 +25,12 @@ enum Told {
 }
 
 impl Report {
-    pub(super) fn to(live: Arc<Live>) -> Self {
+    pub(super) fn to(live: Arc<Live>, metrics: Arc<Metrics>) -> Self {
         Self {
             live,
+            metrics,
             told: Told::Nothing,
+            is_pulse_refused: false,
         }
     }
 
@@ -83,13 +87,62 @@ impl Report {
             Reread::Start | Reread::Compacted | Reread::NoWitness => {
                 info!(endpoint, revision, keys, because = %reason, "read all keys");
             }
-            Reread::OtherCluster | Reread::Behind | Reread::OtherHistory => {
+            Reread::Silent
+            | Reread::Difference
+            | Reread::OtherCluster
+            | Reread::Behind
+            | Reread::OtherHistory => {
                 warn!(endpoint, revision, keys, because = %reason, "read all keys");
             }
         }
         self.live
             .status
             .send_modify(|status| status.observed = Some(revision));
+    }
+
+    /// A pulse was put, or not.
+    pub(super) fn pulse(&mut self, result: &Result<Revision, Fault>) {
+        let was_refused = self.is_pulse_refused;
+        match result {
+            Ok(revision) => {
+                debug!(revision, "put a pulse");
+                self.is_pulse_refused = false;
+            }
+            Err(Fault::Silent(error)) => debug!(error, "the pulse was not answered"),
+            Err(error) => {
+                self.is_pulse_refused = true;
+                if !was_refused {
+                    warn!(
+                        %error,
+                        "etcd does not take our pulse, by which we know that the watch lives; looking by reads instead (instances should be granted to write below <prefix>@waypost/)"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A watch brought nothing of what it should have.
+    pub(super) fn silent(&self) {
+        self.metrics.control_plane.silent_watches.inc();
+    }
+
+    /// What we have was compared with what etcd has.
+    pub(super) fn reconciled(&self, differences: &Differences) {
+        let metrics = &self.metrics.control_plane;
+        metrics.reconciles.inc();
+        let count = differences.count();
+        if count == 0 {
+            debug!("what we have is what etcd has");
+            return;
+        }
+        let counted = u64::try_from(count).unwrap_or(u64::MAX);
+        metrics.reconcile_differences.inc_by(counted);
+        warn!(
+            missed = differences.missed,
+            gone = differences.gone,
+            first = ?differences.named,
+            "what we have differs from what etcd has, though the watch stands; reading all keys"
+        );
     }
 
     /// A header of the watch names this revision of the store.

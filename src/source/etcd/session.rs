@@ -1,16 +1,18 @@
 //! One connection's life: recognise the cluster, read if need be, watch until something ends it.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until},
 };
 use tracing::debug;
 
 use super::{
     State,
-    assembly::{Assembly, Heard},
+    assembly::{Assembly, Heard, Response},
+    comparison::Differences,
     connection::{CALL_TIME, silent},
     fault::Fault,
     identity::Reread,
@@ -18,6 +20,7 @@ use super::{
     reading::{Everything, Reading},
     report::Report,
     transport::{Connect, Transport, Watch},
+    vigil::{Footing, Outcome, Step, Task, Vigil},
 };
 use crate::{
     route::Revision,
@@ -33,25 +36,34 @@ pub(super) struct Session<'a, C> {
     pub(super) prefix: &'a [u8],
     pub(super) range_end: &'a [u8],
     pub(super) state: &'a mut State,
+    pub(super) vigil: &'a mut Vigil,
     pub(super) report: &'a mut Report,
     pub(super) updates: &'a mpsc::Sender<Update>,
-    /// Since when the watch stands, if it got so far.
+    /// What the next watch goes on from.
+    pub(super) footing: Footing,
+    /// Whether the present watch stands.
+    pub(super) is_standing: bool,
+    /// Since when a watch stands, if it got so far.
     pub(super) watching_since: Option<Instant>,
 }
 
 impl<C: Connect> Session<'_, C> {
     /// Goes as far as it can; what ends it says how to go on.
     pub(super) async fn run(&mut self, endpoint: &str) -> Result<Infallible, Fault> {
-        let connection = self.connector.connect(endpoint).await?;
-        self.recognise(&connection).await?;
+        let mut connection = Arc::new(self.connector.connect(endpoint).await?);
+        self.recognise(&*connection).await?;
         loop {
             if let State::Snapshot(reason) = *self.state {
-                self.read(&connection, endpoint, reason).await?;
+                self.read(&*connection, endpoint, reason).await?;
             }
-            match self.watch(&connection, endpoint).await {
-                Err(Fault::Compacted) => *self.state = State::Snapshot(Reread::Compacted),
-                Err(fault) => return Err(fault),
-            }
+            let reason;
+            (reason, connection) = self.watch(connection, endpoint).await?;
+            // By now another cluster may be behind this endpoint, and the difference be that.
+            self.recognise(&*connection).await?;
+            *self.state = State::Snapshot(match &*self.state {
+                State::Watching(_) => reason,
+                State::CatchingUp { reason, .. } | State::Snapshot(reason) => *reason,
+            });
         }
     }
 
@@ -113,16 +125,18 @@ impl<C: Connect> Session<'_, C> {
             history: reason.history(),
         })
         .await?;
+        self.footing = Footing::Read;
+        self.vigil.standing(Instant::now(), self.footing, &known);
         *self.state = State::Watching(known);
         Ok(())
     }
 
-    /// One watch, until it ends.
+    /// One watch, until it ends or everything must be read anew: why, and over which connection.
     async fn watch(
         &mut self,
-        connection: &impl Transport,
+        connection: Arc<C::Transport>,
         endpoint: &str,
-    ) -> Result<Infallible, Fault> {
+    ) -> Result<(Reread, Arc<C::Transport>), Fault> {
         let from = match &self.state {
             State::Watching(known) => known.revision,
             State::CatchingUp { catch_up, .. } => catch_up.from,
@@ -131,43 +145,123 @@ impl<C: Connect> Session<'_, C> {
             }
         };
         let mut watch = connection.watch(self.prefix, self.range_end, from).await?;
+        self.is_standing = false;
         let mut assembly = Assembly::from(from);
-        let mut standing = false;
+        let mut calls = connection;
+        let mut asked = pin!(Fuse::terminated());
         loop {
-            let next = watch.response();
-            let response = match &self.state {
-                _ if !standing => {
-                    let first = timeout(CALL_TIME, next).await;
-                    first.map_err(|_| silent("starting the watch"))??
-                }
-                State::CatchingUp { .. } => match timeout(CAUGHT_UP, next).await {
-                    Ok(response) => response?,
-                    Err(_) => {
-                        self.publish_caught_up(assembly.revision()).await?;
-                        continue;
-                    }
-                },
-                _ => next.await?,
+            let alarm = if asked.is_terminated() {
+                self.wakes_at()
+            } else {
+                None
             };
-            self.report.observed(response.watch_id, response.revision);
-            match assembly.hear(response) {
-                Heard::Created => {
-                    standing = true;
-                    self.watching_since = Some(Instant::now());
-                    self.report.connected(endpoint, from);
+            let step = tokio::select! {
+                biased;
+                (outcome, used) = &mut asked => {
+                    calls = used;
+                    self.answered(outcome)
                 }
-                Heard::Nothing => {}
-                Heard::Changes(changes, revision) => {
-                    debug!(revision, changes = changes.len(), "etcd changed");
-                    self.apply(changes, revision).await?;
+                response = watch.response() => {
+                    match self.hear(response?, &mut assembly, endpoint).await? {
+                        Some(reason) => return Ok((reason, calls)),
+                        None => Step::Rest,
+                    }
                 }
-                Heard::Progress(revision) => self.progress(revision).await?,
-                Heard::Compacted => return Err(Fault::Compacted),
-                Heard::Canceled(reason) => {
-                    return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
+                () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
+                    self.ring(assembly.revision()).await?
+                }
+            };
+            match step {
+                Step::Rest => {}
+                Step::Ask(task) => {
+                    let asking = ask(self.connector, endpoint, calls.clone(), task);
+                    asked.set(asking.fuse());
+                }
+                Step::Reconciled => self.report.reconciled(&Differences::default()),
+                Step::Differs(differences) => {
+                    self.report.reconciled(&differences);
+                    return Ok((Reread::Difference, calls));
+                }
+                Step::Renew(fault) => {
+                    if matches!(fault, Fault::Silent(_)) {
+                        self.report.silent();
+                    }
+                    return Err(fault);
+                }
+                Step::Reread(reason) => {
+                    self.report.silent();
+                    return Ok((reason, calls));
                 }
             }
         }
+    }
+
+    /// When silence means something.
+    fn wakes_at(&self) -> Option<Instant> {
+        match &self.state {
+            _ if !self.is_standing => Some(Instant::now() + CALL_TIME),
+            State::CatchingUp { .. } => Some(Instant::now() + CAUGHT_UP),
+            State::Watching(_) => self.vigil.wakes_at(),
+            State::Snapshot(_) => None,
+        }
+    }
+
+    /// The watch was silent until now, and has brought everything up to this revision.
+    async fn ring(&mut self, up_to: Revision) -> Result<Step, Fault> {
+        match &self.state {
+            _ if !self.is_standing => Err(silent("starting the watch")),
+            State::CatchingUp { .. } => {
+                self.publish_caught_up(up_to).await?;
+                Ok(Step::Rest)
+            }
+            State::Watching(known) => Ok(self.vigil.ring(Instant::now(), known)),
+            State::Snapshot(_) => Ok(Step::Rest),
+        }
+    }
+
+    fn answered(&mut self, outcome: Outcome) -> Step {
+        if let Outcome::Put(result) = &outcome {
+            self.report.pulse(result);
+        }
+        match &self.state {
+            State::Watching(known) => self.vigil.answered(Instant::now(), outcome, known),
+            State::Snapshot(_) | State::CatchingUp { .. } => Step::Rest,
+        }
+    }
+
+    /// Takes a response of the watch in; why everything must be read, if it must.
+    async fn hear(
+        &mut self,
+        response: Response,
+        assembly: &mut Assembly,
+        endpoint: &str,
+    ) -> Result<Option<Reread>, Fault> {
+        self.report.observed(response.watch_id, response.revision);
+        let more_follows = response.fragment;
+        match assembly.hear(response) {
+            Heard::Created => {
+                self.is_standing = true;
+                self.watching_since = Some(Instant::now());
+                self.report.connected(endpoint, assembly.revision());
+                if let State::Watching(known) = &self.state {
+                    self.vigil.standing(Instant::now(), self.footing, known);
+                }
+                return Ok(None);
+            }
+            Heard::Nothing if !more_follows => return Ok(None),
+            Heard::Nothing => {}
+            Heard::Changes(changes, revision) => {
+                debug!(revision, changes = changes.len(), "etcd changed");
+                self.apply(changes, revision).await?;
+            }
+            Heard::Progress(revision) => self.progress(revision).await?,
+            Heard::Compacted => return Ok(Some(Reread::Compacted)),
+            Heard::Canceled(reason) => {
+                return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
+            }
+        }
+        self.vigil.heard(Instant::now());
+        Ok(None)
     }
 
     async fn apply(&mut self, changes: Vec<Change>, up_to: Revision) -> Result<(), Fault> {
@@ -219,6 +313,33 @@ impl<C: Connect> Session<'_, C> {
     }
 }
 
+/// Asks beside the watch: by this connection, or by a new one if etcd wants a fresh login, as the watch itself needs none
+/// once it stands. What to ask by next.
+async fn ask<C: Connect>(
+    connector: &C,
+    endpoint: &str,
+    connection: Arc<C::Transport>,
+    task: Task,
+) -> (Outcome, Arc<C::Transport>) {
+    let outcome = attempt(&*connection, task.clone()).await;
+    if !outcome.wants_fresh_login() {
+        return (outcome, connection);
+    }
+    match connector.connect(endpoint).await {
+        Ok(fresh) => (attempt(&fresh, task).await, Arc::new(fresh)),
+        Err(_) => (outcome, connection),
+    }
+}
+
+async fn attempt(connection: &impl Transport, task: Task) -> Outcome {
+    match task {
+        Task::Put { key, value } => Outcome::Put(connection.put(&key, value).await),
+        Task::Page { request, range_end } => {
+            Outcome::Page(connection.page(request, &range_end).await)
+        }
+    }
+}
+
 /// Everything below the prefix, in as many pages as it takes.
 pub(super) async fn read_everything(
     connection: &impl Transport,
@@ -240,3 +361,6 @@ pub(super) async fn read_everything(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ pub trait Transport {
     /// A watch over it.
     type Watch: Watch;
 
-    /// One page below the prefix that ends at `range_end`.
+    /// One page of the range that ends at `range_end`.
     fn page(
         &self,
         request: PageRequest,
@@ -42,6 +42,13 @@ pub trait Transport {
         revision: Revision,
     ) -> impl Future<Output = Result<Testimony, Fault>> + Send;
 
+    /// Puts a key; the store's revision after it.
+    fn put(
+        &self,
+        key: &[u8],
+        value: Vec<u8>,
+    ) -> impl Future<Output = Result<Revision, Fault>> + Send;
+
     /// Asks for one watch over the range, from `revision` on; whether it stands, its first response says.
     fn watch(
         &self,
@@ -53,6 +60,6 @@ pub trait Transport {
 
 /// A watch stream with one watch on it.
 pub trait Watch {
-    /// The next response, whenever it comes.
+    /// The next response, whenever it comes. Dropping the future loses none.
     fn response(&mut self) -> impl Future<Output = Result<Response, Fault>> + Send;
 }

@@ -1,0 +1,318 @@
+//! The source over an etcd whose watches fail silently; hours pass in no time.
+
+mod fake;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use self::fake::Fake;
+use super::super::Etcd;
+use crate::{
+    live::{Live, Status},
+    route::Revision,
+    source::{Change, Update, etcd::fault::Fault},
+    telemetry::metrics::Metrics,
+};
+
+const PREFIX: &str = "/h/";
+/// From the last that was heard until a pulse is put, at most.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// Until a pulse must be heard.
+const UNSEEN: Duration = Duration::from_secs(5);
+/// To connect and resume.
+const RESUME: Duration = Duration::from_secs(3);
+
+/// A running source, and what it has told.
+struct Bench {
+    etcd: Fake,
+    metrics: Arc<Metrics>,
+    live: Arc<Live>,
+    updates: mpsc::Receiver<Update>,
+    keys: BTreeMap<String, Revision>,
+    snapshots: usize,
+    source: JoinHandle<()>,
+}
+
+impl Bench {
+    /// With `/h/a` in etcd, and a watch that stands.
+    async fn start() -> Self {
+        let etcd = Fake::default();
+        etcd.put("/h/a");
+        Self::over(etcd).await
+    }
+
+    async fn over(etcd: Fake) -> Self {
+        let metrics = Metrics::new();
+        let live = Live::new(Status {
+            kind: "etcd",
+            connected: false,
+            location: String::new(),
+            stale_since: None,
+            observed: None,
+            error: None,
+        });
+        let (sender, updates) = mpsc::channel(64);
+        let source = Etcd::over(etcd.clone(), PREFIX.to_owned(), 1).counted_in(metrics.clone());
+        let mut bench = Self {
+            etcd,
+            metrics,
+            live: live.clone(),
+            updates,
+            keys: BTreeMap::new(),
+            snapshots: 0,
+            source: tokio::spawn(source.run(live.clone(), sender)),
+        };
+        bench.pass(Duration::from_secs(1)).await;
+        assert!(live.status.borrow().connected);
+        assert_eq!(bench.snapshots, 1);
+        bench
+    }
+
+    /// Lets time pass, and takes in what is told meanwhile.
+    async fn pass(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while let Ok(update) = timeout(until - Instant::now(), self.updates.recv()).await {
+            self.take(update.expect("the source goes on"));
+        }
+    }
+
+    /// Waits for a key at this revision; how long that took.
+    async fn until(&mut self, key: &str, revision: Revision) -> Duration {
+        let start = Instant::now();
+        while self.keys.get(key) != Some(&revision) {
+            let update = timeout(Duration::from_secs(2 * 3600), self.updates.recv()).await;
+            self.take(update.expect("in time").expect("the source goes on"));
+        }
+        start.elapsed()
+    }
+
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::Snapshot { entries, .. } => {
+                self.snapshots += 1;
+                self.keys = (entries.iter())
+                    .map(|entry| (text(&entry.key), entry.mod_revision))
+                    .collect();
+            }
+            Update::Changes { changes, .. } => {
+                for change in changes {
+                    let (key, revision) = (text(change.key()), change.mod_revision());
+                    match change {
+                        Change::Put(_) => self.keys.insert(key, revision),
+                        Change::Delete { .. } => self.keys.remove(&key),
+                    };
+                }
+            }
+            Update::Progress { .. } => {}
+        }
+    }
+
+    /// Snapshots, connections, watches so far.
+    fn counts(&self) -> [usize; 3] {
+        let store = self.etcd.store();
+        [self.snapshots, store.connects, store.watched]
+    }
+
+    /// Watches found silent, comparisons, keys that differed so far.
+    fn metrics(&self) -> [u64; 3] {
+        let metrics = &self.metrics.control_plane;
+        [
+            metrics.silent_watches.get(),
+            metrics.reconciles.get(),
+            metrics.reconcile_differences.get(),
+        ]
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.source.abort();
+    }
+}
+
+fn minutes(count: u64) -> Duration {
+    Duration::from_secs(60 * count)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_store_is_pulsed_and_the_watch_lives_on() {
+    let mut bench = Bench::start().await;
+    bench.pass(minutes(10)).await;
+    assert_eq!(bench.counts(), [1, 1, 1]);
+    let puts = bench.etcd.store().puts;
+    assert!((13..=20).contains(&puts), "{puts} puts in ten minutes");
+    assert!(bench.keys.contains_key("/h/@waypost/pulse"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_store_needs_no_pulse() {
+    let mut bench = Bench::start().await;
+    for _ in 0..60 {
+        bench.etcd.put("/h/a");
+        bench.pass(Duration::from_secs(10)).await;
+    }
+    assert_eq!(bench.etcd.store().puts, 0);
+    assert_eq!(bench.counts(), [1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_stopped_silently_is_replaced() {
+    let mut bench = Bench::start().await;
+    bench.etcd.silence_watches();
+    let put = bench.etcd.put("/h/b");
+    let took = bench.until("/h/b", put).await;
+    assert!(took < PATIENCE + UNSEEN + RESUME, "{took:?}");
+    assert_eq!(bench.counts(), [1, 2, 2]);
+    assert_eq!(bench.metrics()[0], 1);
+    bench.pass(minutes(10)).await;
+    assert_eq!(bench.counts(), [1, 2, 2], "the new one lives");
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_read_when_no_watch_brings_anything() {
+    let mut bench = Bench::start().await;
+    bench.etcd.silence_watches();
+    bench.etcd.store().are_watches_deaf = true;
+    for (round, key) in ["/h/b", "/h/c"].into_iter().enumerate() {
+        let put = bench.etcd.put(key);
+        let took = bench.until(key, put).await;
+        assert!(took < PATIENCE + 2 * UNSEEN + RESUME, "{took:?}");
+        assert_eq!(bench.snapshots, round + 2);
+    }
+    bench.etcd.store().are_watches_deaf = false;
+    bench.pass(minutes(2)).await;
+    let snapshots = bench.snapshots;
+    bench.pass(minutes(10)).await;
+    assert_eq!(bench.snapshots, snapshots);
+    assert!(bench.live.status.borrow().connected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_pulse_is_no_dead_watch() {
+    let refusals = [
+        Fault::Unreachable("etcdserver: mvcc: database space exceeded".to_owned()),
+        Fault::Refused("etcdserver: permission denied".to_owned()),
+    ];
+    for (refusal, most_puts) in refusals.into_iter().zip([200, 1]) {
+        let mut bench = Bench::start().await;
+        bench.etcd.store().puts_end_in = Some(refusal.clone());
+        // What others write is no reason to think that ours is lost.
+        for _ in 0..30 {
+            bench.etcd.put_elsewhere();
+            bench.pass(minutes(2)).await;
+        }
+        assert_eq!(bench.counts(), [1, 1, 1], "{refusal:?}");
+        let puts = bench.etcd.store().puts;
+        assert!((1..=most_puts).contains(&puts), "{puts} puts: {refusal:?}");
+
+        bench.etcd.silence_watches();
+        let put = bench.etcd.put("/h/b");
+        let took = bench.until("/h/b", put).await;
+        assert!(took < PATIENCE + UNSEEN + RESUME, "{took:?}: {refusal:?}");
+        assert_eq!(bench.counts(), [1, 2, 2]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_get_a_fresh_login_and_the_watch_lives_on() {
+    let mut bench = Bench::start().await;
+    bench.etcd.store().tokens_until = 2;
+    bench.pass(minutes(10)).await;
+    assert_eq!(bench.counts(), [1, 2, 1]);
+    assert!(bench.etcd.store().puts >= 13);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_etcd_that_does_not_answer_is_left() {
+    let mut bench = Bench::start().await;
+    bench.etcd.store().puts_end_in = Some(Fault::Silent("putting a key".to_owned()));
+    bench.pass(PATIENCE + 2 * UNSEEN + RESUME).await;
+    assert_eq!(bench.counts(), [1, 2, 2]);
+    assert_eq!(bench.etcd.store().puts, 3, "not at the first time");
+}
+
+/// Other changes are heard, so nothing tells that one was lost but a comparison.
+#[tokio::test(start_paused = true)]
+async fn a_lost_event_is_noticed_within_the_hour() {
+    let mut bench = Bench::start().await;
+    let lost = bench.etcd.put_unheard("/h/a");
+    let start = Instant::now();
+    while bench.keys["/h/a"] != lost && start.elapsed() < minutes(80) {
+        bench.etcd.put("/h/b");
+        bench.pass(Duration::from_secs(20)).await;
+    }
+    assert_eq!(bench.keys["/h/a"], lost);
+    assert_eq!(bench.counts(), [2, 1, 2]);
+    assert_eq!(bench.metrics(), [0, 1, 1]);
+    bench.pass(minutes(180)).await;
+    assert_eq!(bench.counts(), [2, 1, 2], "all is well again");
+    assert_eq!(bench.metrics()[2], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_missed_before_a_resume_is_noticed_soon_after_it() {
+    let mut bench = Bench::start().await;
+    let lost = bench.etcd.put_unheard("/h/b");
+    let heard = bench.etcd.put("/h/a");
+    bench.until("/h/a", heard).await;
+    bench.etcd.end_watches();
+    let took = bench.until("/h/b", lost).await;
+    assert!(took < 2 * RESUME, "{took:?}");
+    assert_eq!(bench.counts(), [2, 2, 3]);
+    assert_eq!(bench.metrics()[2], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_that_missed_nothing_is_no_alarm() {
+    let mut bench = Bench::start().await;
+    bench.etcd.put("/h/@waypost/tunnels/x");
+    for _ in 0..5 {
+        bench.etcd.end_watches();
+        bench.pass(minutes(1)).await;
+    }
+    assert_eq!(bench.counts(), [1, 6, 6]);
+    let [silent, reconciles, differences] = bench.metrics();
+    assert!(silent == 0 && reconciles >= 5 && differences == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_during_a_comparison_are_no_difference() {
+    let etcd = Fake::default();
+    for index in 0..3_000 {
+        etcd.put(&format!("/h/{index}"));
+    }
+    let mut bench = Bench::over(etcd).await;
+    bench.etcd.store().changes_while_read = Some("/h/7");
+    let pages = bench.etcd.store().pages;
+    bench.pass(minutes(300)).await;
+    assert!(
+        bench.etcd.store().pages >= pages + 8,
+        "several a comparison"
+    );
+    assert_eq!(bench.counts(), [1, 1, 1]);
+    let [_, reconciles, differences] = bench.metrics();
+    assert!((3..=7).contains(&reconciles) && differences == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_events_do_no_harm() {
+    let mut bench = Bench::start().await;
+    for _ in 0..100 {
+        bench.etcd.put("/h/b");
+        bench.etcd.put("/h/c");
+        bench.etcd.repeat();
+        bench.etcd.repeat();
+        bench.pass(minutes(1)).await;
+    }
+    assert_eq!(bench.counts(), [1, 1, 1]);
+    assert_eq!(bench.metrics()[2], 0);
+}
+
+fn text(key: &[u8]) -> String {
+    String::from_utf8_lossy(key).into_owned()
+}

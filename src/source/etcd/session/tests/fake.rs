@@ -1,0 +1,250 @@
+//! An etcd of one member that does to watches and calls what a test says.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::{
+    route::Revision,
+    source::{
+        Change, Entry,
+        etcd::{
+            assembly::Response,
+            fault::Fault,
+            identity::{Testimony, Witness},
+            reading::{Content, Page, PageRequest},
+            transport::{Connect, Transport, Watch},
+        },
+    },
+};
+
+const CLUSTER: u64 = 1;
+
+/// The store, and what befalls who asks it.
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<Store>>);
+
+#[derive(Default)]
+pub struct Store {
+    revision: Revision,
+    history: Vec<Change>,
+    watches: Vec<mpsc::UnboundedSender<Response>>,
+    /// New watches stand, and bring nothing.
+    pub are_watches_deaf: bool,
+    /// What becomes of puts.
+    pub puts_end_in: Option<Fault>,
+    /// No token is accepted but that of a later connection.
+    pub tokens_until: usize,
+    /// Before each page is read, this key is put.
+    pub changes_while_read: Option<&'static str>,
+    /// How often each was done.
+    pub connects: usize,
+    pub watched: usize,
+    pub puts: usize,
+    pub pages: usize,
+}
+
+impl Fake {
+    pub fn store(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().expect("no test panics while it holds this")
+    }
+
+    /// Puts a key.
+    pub fn put(&self, key: &str) -> Revision {
+        self.store().put(key.as_bytes(), true)
+    }
+
+    /// Puts a key, and no watch that stands hears of it.
+    pub fn put_unheard(&self, key: &str) -> Revision {
+        self.store().put(key.as_bytes(), false)
+    }
+
+    /// What is written elsewhere in the store.
+    pub fn put_elsewhere(&self) {
+        self.store().revision += 1;
+    }
+
+    /// Watches that stand bring nothing any more, and don't end.
+    pub fn silence_watches(&self) {
+        self.store().watches.clear();
+    }
+
+    /// Tells everything that the watches heard last once more.
+    pub fn repeat(&self) {
+        let mut store = self.store();
+        let again = store.history.iter().rev().take(3).rev().cloned().collect();
+        store.tell(again);
+    }
+
+    /// Watches that stand are ended.
+    pub fn end_watches(&self) {
+        let over = Response {
+            canceled: true,
+            cancel_reason: "because".to_owned(),
+            ..Response::default()
+        };
+        let mut store = self.store();
+        store
+            .watches
+            .retain(|watch| watch.send(over.clone()).is_err());
+    }
+}
+
+impl Store {
+    fn put(&mut self, key: &[u8], heard: bool) -> Revision {
+        self.revision += 1;
+        let put = Change::Put(Entry {
+            key: Bytes::copy_from_slice(key),
+            value: Bytes::new(),
+            mod_revision: self.revision,
+            lease: 0,
+        });
+        self.history.push(put.clone());
+        if heard {
+            self.tell(vec![put]);
+        }
+        self.revision
+    }
+
+    fn tell(&mut self, events: Vec<Change>) {
+        let response = Response {
+            events,
+            revision: self.revision,
+            ..Response::default()
+        };
+        self.watches
+            .retain(|watch| watch.send(response.clone()).is_ok());
+    }
+
+    fn at(&self, revision: Revision) -> BTreeMap<Bytes, Entry> {
+        let until = |change: &&Change| change.mod_revision() <= revision;
+        let entries = self
+            .history
+            .iter()
+            .take_while(until)
+            .filter_map(|change| match change {
+                Change::Put(entry) => Some((entry.key.clone(), entry.clone())),
+                Change::Delete { .. } => None,
+            });
+        entries.collect()
+    }
+}
+
+impl Connect for Fake {
+    type Transport = Call;
+
+    fn endpoints(&self) -> &[String] {
+        static ENDPOINTS: std::sync::OnceLock<[String; 1]> = std::sync::OnceLock::new();
+        ENDPOINTS.get_or_init(|| ["http://fake".to_owned()])
+    }
+
+    async fn connect(&self, _: &str) -> Result<Call, Fault> {
+        let mut store = self.store();
+        store.connects += 1;
+        Ok(Call {
+            fake: self.clone(),
+            token: store.connects,
+        })
+    }
+}
+
+/// A connection.
+pub struct Call {
+    fake: Fake,
+    token: usize,
+}
+
+impl Call {
+    fn store(&self) -> Result<MutexGuard<'_, Store>, Fault> {
+        let store = self.fake.store();
+        if self.token < store.tokens_until {
+            return Err(Fault::Refused("invalid auth token".to_owned()));
+        }
+        Ok(store)
+    }
+}
+
+impl Transport for Call {
+    type Watch = Stream;
+
+    async fn page(&self, request: PageRequest, range_end: &[u8]) -> Result<Page, Fault> {
+        tokio::task::yield_now().await;
+        let mut store = self.store()?;
+        store.pages += 1;
+        if let Some(key) = store.changes_while_read {
+            store.put(key.as_bytes(), true);
+        }
+        let range = Bytes::copy_from_slice(&request.start)..Bytes::copy_from_slice(range_end);
+        let keys = store.at(request.revision.unwrap_or(store.revision));
+        let all: Vec<Entry> = keys.range(range).map(|(_, entry)| entry.clone()).collect();
+        let limit = usize::try_from(request.limit).expect("a limit");
+        let mut entries = all.clone();
+        entries.truncate(limit);
+        if request.content == Content::Keys {
+            entries
+                .iter_mut()
+                .for_each(|entry| entry.value = Bytes::new());
+        }
+        Ok(Page {
+            more: entries.len() < all.len(),
+            count: i64::try_from(all.len()).expect("a count"),
+            entries,
+            cluster_id: CLUSTER,
+            revision: store.revision,
+        })
+    }
+
+    async fn ask(&self, witness: &Witness, revision: Revision) -> Result<Testimony, Fault> {
+        Ok(Testimony::Read {
+            cluster_id: CLUSTER,
+            found: (self.store()?.at(revision).get(&witness.key)).map(Witness::from),
+        })
+    }
+
+    async fn put(&self, key: &[u8], _: Vec<u8>) -> Result<Revision, Fault> {
+        let mut store = self.store()?;
+        store.puts += 1;
+        match &store.puts_end_in {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(store.put(key, true)),
+        }
+    }
+
+    async fn watch(&self, _: &[u8], _: &[u8], revision: Revision) -> Result<Stream, Fault> {
+        let mut store = self.store()?;
+        store.watched += 1;
+        let (sender, responses) = mpsc::unbounded_channel();
+        let tell = |response| sender.send(response).expect("the receiver is here");
+        tell(Response {
+            created: true,
+            revision: store.revision,
+            ..Response::default()
+        });
+        if !store.are_watches_deaf {
+            let since = |change: &&Change| change.mod_revision() >= revision;
+            tell(Response {
+                events: store.history.iter().filter(since).cloned().collect(),
+                revision: store.revision,
+                ..Response::default()
+            });
+            store.watches.push(sender);
+        }
+        Ok(Stream(responses))
+    }
+}
+
+/// A watch that is never over by itself.
+pub struct Stream(mpsc::UnboundedReceiver<Response>);
+
+impl Watch for Stream {
+    async fn response(&mut self) -> Result<Response, Fault> {
+        match self.0.recv().await {
+            Some(response) => Ok(response),
+            None => std::future::pending().await,
+        }
+    }
+}
