@@ -7,6 +7,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod fleet;
+pub mod gate;
 pub mod live;
 pub mod proxy;
 pub mod route;

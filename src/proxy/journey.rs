@@ -17,7 +17,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    route::Route,
+    route::{Member, Route},
     sweep::Deadline,
     upstream::{
         Upstream,
@@ -44,22 +44,60 @@ pub struct Journey<'r> {
     pub wants_upgrade: bool,
 }
 
+/// What of a request is left to send, and to whom it was sent in vain.
+pub struct Trip {
+    body: RequestBody,
+    /// Members of the route, by index.
+    tried: SmallVec<[usize; 4]>,
+    /// Attempts it may still cost.
+    extra: u32,
+    /// The failure behind it, and the member that it may go to once more.
+    behind: Option<(Failure, Option<usize>)>,
+}
+
+/// Why a journey ended without an answer.
+pub enum Stop {
+    /// Trying on would not be safe or of use.
+    Failed(Failure),
+    /// It may go on, but the table has changed: this route serves the request now.
+    Rerouted(Box<(Arc<Route>, Trip)>),
+}
+
+impl Trip {
+    /// Nothing was tried yet.
+    pub fn new(body: RequestBody) -> Self {
+        Self {
+            body,
+            tried: SmallVec::new(),
+            extra: EXTRA_ATTEMPTS,
+            behind: None,
+        }
+    }
+}
+
 impl Journey<'_> {
-    /// Tries members until one answers, or trying on would not be safe or of use.
-    pub async fn run(
-        &self,
-        mut body: RequestBody,
-        record: &mut RequestRecord,
-    ) -> Result<Answer, Failure> {
+    /// Tries members until one answers, or trying on would not be safe or of use. No member is tried of a route that
+    /// is not in the table any more: who takes a member out may count on that.
+    pub async fn run(&self, trip: Trip, record: &mut RequestRecord) -> Result<Answer, Stop> {
         let proxy = self.proxy;
         let deadline = proxy.sweep.deadline();
-        let mut tried: SmallVec<[usize; 4]> = SmallVec::new();
-        let mut extra = EXTRA_ATTEMPTS;
-        let mut index = self.route.pick(&tried).ok_or_else(|| self.nobody())?;
-        let mut from = From::Pool;
+        let Trip {
+            mut body,
+            mut tried,
+            mut extra,
+            behind,
+        } = trip;
+        let (mut index, mut from) = match behind {
+            Some((_, Some(index))) => (index, From::Dial),
+            behind => match (self.route.pick(&tried), behind) {
+                (Some(index), _) => (index, From::Pool),
+                (None, Some((failure, _))) => return Err(Stop::Failed(failure)),
+                (None, None) => return Err(Stop::Failed(self.nobody())),
+            },
+        };
         loop {
             let upstream = &self.route.members[index].upstream;
-            record.upstream = Some(upstream.clone());
+            record.send(index, upstream);
             let failed = match self.attempt(upstream, from, body, &deadline, record).await {
                 Ok((head, connection, unsent)) => {
                     return Ok(Answer {
@@ -75,31 +113,65 @@ impl Journey<'_> {
             };
             upstream.metrics.failures.inc();
             if !failed.may_repeat {
-                return Err(failed.failure);
+                return Err(Stop::Failed(failed.failure));
             }
+            let failure = failed.failure;
             body = failed.body;
-            (index, from) = match failed.at {
+            let again = match failed.at {
                 // The upstream closed it as we took it: a fresh connection is as good as any, and costs no attempt.
-                FailedAt::PooledConnection => (index, From::Dial),
-                FailedAt::Connecting => {
-                    tried.push(index);
-                    match self.route.pick(&tried) {
-                        Some(other) if tried.len() < MAX_REFUSALS => (other, From::Pool),
-                        _ => return Err(failed.failure),
-                    }
-                }
+                FailedAt::PooledConnection => Again::Same,
+                FailedAt::Connecting if tried.len() + 1 < MAX_REFUSALS => Again::Other,
                 FailedAt::FreshConnection if extra > 0 => {
                     extra -= 1;
-                    tried.push(index);
-                    self.route
-                        .pick(&tried)
-                        .map_or((index, From::Dial), |other| (other, From::Pool))
+                    Again::OtherOrSame
                 }
-                FailedAt::FreshConnection => return Err(failed.failure),
+                FailedAt::Connecting | FailedAt::FreshConnection => {
+                    return Err(Stop::Failed(failure));
+                }
             };
-            record.retries += 1;
-            proxy.metrics.data_plane.retries.inc();
+            if again != Again::Same {
+                tried.push(index);
+            }
+            if let Some(route) = self.current_route() {
+                let Some(route) = route else {
+                    return Err(Stop::Failed(failure));
+                };
+                self.count_retry(record);
+                let same = (again == Again::Same)
+                    .then(|| same_member(&route, &self.route.members[index]))
+                    .flatten();
+                let trip = Trip {
+                    body,
+                    tried: same_upstreams(&route, self.route, &tried),
+                    extra,
+                    behind: Some((failure, same)),
+                };
+                return Err(Stop::Rerouted(Box::new((route, trip))));
+            }
+            (index, from) = match again {
+                Again::Same => (index, From::Dial),
+                Again::Other | Again::OtherOrSame => match self.route.pick(&tried) {
+                    Some(other) => (other, From::Pool),
+                    None if again == Again::OtherOrSame => (index, From::Dial),
+                    None => return Err(Stop::Failed(failure)),
+                },
+            };
+            self.count_retry(record);
         }
+    }
+
+    /// `None` while the table still has the route that we follow; else what it has now.
+    fn current_route(&self) -> Option<Option<Arc<Route>>> {
+        let table = self.proxy.live.table.load();
+        match table.find(&self.target.host, self.target.path) {
+            Ok(route) if std::ptr::eq(&**route, self.route) => None,
+            found => Some(found.ok().cloned()),
+        }
+    }
+
+    fn count_retry(&self, record: &mut RequestRecord) {
+        record.retries += 1;
+        self.proxy.metrics.data_plane.retries.inc();
     }
 
     /// One attempt at one upstream: the head of its answer, or what may be done about its absence.
@@ -236,6 +308,35 @@ enum From {
     Pool,
     /// A new one: what broke a pooled connection broke its siblings too.
     Dial,
+}
+
+/// Whom the next attempt goes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Same,
+    Other,
+    OtherOrSame,
+}
+
+/// Where a route has this member, as it was in an earlier version of the route.
+fn same_member(route: &Route, member: &Member) -> Option<usize> {
+    let is_same = |other: &Member| {
+        other.key.key == member.key.key && Arc::ptr_eq(&other.upstream, &member.upstream)
+    };
+    route.members.iter().position(is_same)
+}
+
+/// The members of a route whose upstreams are those of `tried` members of an earlier version.
+fn same_upstreams(route: &Route, earlier: &Route, tried: &[usize]) -> SmallVec<[usize; 4]> {
+    let is_tried = |member: &Member| {
+        let upstreams = tried.iter().map(|&index| &earlier.members[index].upstream);
+        upstreams
+            .into_iter()
+            .any(|upstream| Arc::ptr_eq(upstream, &member.upstream))
+    };
+    let members = route.members.iter().enumerate();
+    let tried = members.filter(|(_, member)| is_tried(member));
+    tried.map(|(index, _)| index).collect()
 }
 
 /// An attempt without a response head.

@@ -7,6 +7,7 @@ pub mod client;
 pub mod error;
 pub mod forwarded;
 mod headers;
+pub mod in_flight;
 mod journey;
 pub mod record;
 pub mod retry;
@@ -30,7 +31,8 @@ use body::ResponseBody;
 use client::{Client, ClientLimits};
 use error::Failure;
 use forwarded::{Scheme, Sender, TrustedProxies, forwarded_proto};
-use journey::Journey;
+use in_flight::InFlight;
+use journey::{Journey, Stop, Trip};
 use record::RequestRecord;
 use target::Target;
 
@@ -52,6 +54,8 @@ pub struct Proxy {
     pub access_log: Option<AccessLog>,
     /// Whose `X-Forwarded-*` is believed.
     pub trusted: Arc<TrustedProxies>,
+    /// The requests that run.
+    pub in_flight: InFlight,
     /// Idle connections to upstreams.
     pub pools: Pools,
     /// Makes new ones.
@@ -131,8 +135,8 @@ impl Proxy {
             record.revision = table.revision;
             table.find(&target.host, target.path).cloned()
         };
-        let route = route.map_err(|miss| early(self.unrouted(miss, &target)))?;
-        record.route = Some(route.clone());
+        let mut route = route.map_err(|miss| early(self.unrouted(miss, &target)))?;
+        record.enter(route.clone());
 
         let sender = match self.trusted.contains(client.address.ip()) {
             true => Sender::Trusted,
@@ -155,7 +159,7 @@ impl Proxy {
             record.status = response.status().as_u16();
             return Ok(response);
         }
-        let path = rewritten(&route, &target).map_err(early)?;
+        let mut path = rewritten(&route, &target).map_err(early)?;
         let body = RequestBody::new(incoming, settings.max_body);
         if body.length().is_none() && headers::has_other_coding(&request.headers) {
             return Err(early(Failure::new(
@@ -171,31 +175,43 @@ impl Proxy {
         }
         record.request_bytes = body.received();
 
-        let journey = Journey {
-            proxy: self,
-            client,
-            request,
-            target: &target,
-            route: &route,
-            path,
-            sender,
-            scheme,
-            wants_upgrade: body.is_end() && headers::asks_for_websocket(request),
-        };
+        let wants_upgrade = body.is_end() && headers::asks_for_websocket(request);
         let request_deadline = settings.timeouts.request.map(|limit| {
             let deadline = self.sweep.deadline();
             deadline.arm(limit);
             deadline
         });
-        let answered = sweep::limit(request_deadline.as_ref(), journey.run(body, record)).await;
-        let outcome = answered.unwrap_or_else(|| {
-            Err(Failure::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "http_response_timeout",
-                "the request took too long",
-            ))
-        });
-        let answer = outcome.map_err(early)?;
+        let mut trip = Trip::new(body);
+        let answer = loop {
+            let journey = Journey {
+                proxy: self,
+                client,
+                request,
+                target: &target,
+                route: &route,
+                path,
+                sender,
+                scheme,
+                wants_upgrade,
+            };
+            let run = journey.run(trip, record);
+            match sweep::limit(request_deadline.as_ref(), run).await {
+                Some(Ok(answer)) => break answer,
+                Some(Err(Stop::Failed(failure))) => return Err(early(failure)),
+                Some(Err(Stop::Rerouted(rerouted))) => {
+                    (route, trip) = *rerouted;
+                    record.reroute(route.clone());
+                    path = rewritten(&route, &target).map_err(early)?;
+                }
+                None => {
+                    return Err(early(Failure::new(
+                        StatusCode::GATEWAY_TIMEOUT,
+                        "http_response_timeout",
+                        "the request took too long",
+                    )));
+                }
+            }
+        };
         self.respond(client, request, &route, answer, request_deadline, record)
             .map_err(early)
     }

@@ -17,6 +17,7 @@ use http::{
 use super::{
     Proxy,
     client::{Client, Expiry, RunningRequest},
+    in_flight::Place,
 };
 use crate::{
     route::{Revision, Route},
@@ -31,10 +32,10 @@ pub struct RequestRecord {
     started: Instant,
     /// What only the access log wants.
     line: Option<Line>,
-    /// The route that serves it.
-    pub route: Option<Arc<Route>>,
+    /// Its place among the requests that run, once it has a route.
+    place: Option<Place>,
     /// The upstream of the last attempt.
-    pub upstream: Option<Arc<Upstream>>,
+    upstream: Option<Arc<Upstream>>,
     /// The status answered; 499 until there is one (nginx's word for a client that left).
     pub status: u16,
     /// Why, if it went wrong.
@@ -74,7 +75,7 @@ impl RequestRecord {
             client: client.clone(),
             started: Instant::now(),
             line,
-            route: None,
+            place: None,
             upstream: None,
             status: CLIENT_CLOSED,
             reason: None,
@@ -93,6 +94,27 @@ impl RequestRecord {
         if let Some(line) = &mut self.line {
             line.host = host.into();
         }
+    }
+
+    /// Notes the route that serves it.
+    pub fn enter(&mut self, route: Arc<Route>) {
+        self.place = Some(self.proxy.in_flight.enter(route));
+    }
+
+    /// Notes that another route serves it: the table has changed.
+    pub fn reroute(&mut self, route: Arc<Route>) {
+        match &self.place {
+            Some(place) => self.proxy.in_flight.reroute(place, route),
+            None => self.enter(route),
+        }
+    }
+
+    /// Notes that it is sent to this member of its route. Until the record's end the member's key is in use.
+    pub fn send(&mut self, member: usize, upstream: &Arc<Upstream>) {
+        if let Some(place) = &self.place {
+            self.proxy.in_flight.send(place, member);
+        }
+        self.upstream = Some(upstream.clone());
     }
 
     /// Notes that a connection was made, begun at `since`.
@@ -140,7 +162,9 @@ impl Drop for RequestRecord {
         }
         let total = self.started.elapsed();
         let request_bytes = self.request_bytes.as_ref().map_or(0, |bytes| bytes.get());
-        if let Some(route) = &self.route {
+        let place = self.place.take();
+        let route = place.map(|place| self.proxy.in_flight.leave(place));
+        if let Some(route) = &route {
             let class = usize::from(self.status / 100).clamp(1, 5) - 1;
             route.metrics.requests[class].inc();
             route.metrics.duration.observe(total.as_secs_f64());
@@ -161,7 +185,7 @@ impl Drop for RequestRecord {
                 user_agent: line.user_agent.as_ref(),
                 status: self.status,
                 reason: self.reason,
-                route: self.route.as_ref().map(|route| &*route.name),
+                route: route.as_ref().map(|route| &*route.name),
                 upstream: self.upstream.as_ref().map(|upstream| &*upstream.name),
                 request_bytes,
                 response_bytes: self.response_bytes,

@@ -22,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use self::{thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
+    gate::Gate,
     live::Live,
     proxy::{client::ClientLimits, forwarded::TrustedProxies},
     telemetry::{access_log::AccessLog, metrics::Metrics},
@@ -34,6 +35,7 @@ pub struct DataPlane {
     certificates: Vec<Arc<TlsStore>>,
     stage: watch::Sender<Stage>,
     workers: Vec<Worker>,
+    gate: Gate,
 }
 
 struct Worker {
@@ -127,15 +129,17 @@ impl DataPlane {
             }
         }
         let stage = watch::Sender::new(Stage::Serving);
+        let (gate, questions) = Gate::over(config.workers);
         let workers = by_worker
             .into_iter()
+            .zip(questions)
             .enumerate()
-            .map(|(index, accepting)| {
+            .map(|(index, (accepting, questions))| {
                 let (shared, stage) = (shared.clone(), stage.subscribe());
                 let (tell, ended) = oneshot::channel();
                 let thread = std::thread::Builder::new()
                     .name(format!("worker-{index}"))
-                    .spawn(move || thread::run(shared, accepting, stage, tell))
+                    .spawn(move || thread::run(shared, accepting, stage, questions, tell))
                     .context("starting a worker thread")?;
                 Ok(Worker { thread, ended })
             })
@@ -145,12 +149,18 @@ impl DataPlane {
             certificates: certificates.into_iter().flatten().collect(),
             stage,
             workers,
+            gate,
         })
     }
 
     /// The addresses that were bound, in the order of the listeners (port 0 resolved).
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses.clone()
+    }
+
+    /// Where the workers can be asked what they do.
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
     }
 
     /// The certificates of the listeners, to be watched for changes.

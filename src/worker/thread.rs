@@ -12,18 +12,20 @@ use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, LocalOptions},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
 use tracing::{error, warn};
 
 use super::{Accepting, Stage, connection, tls::TlsStore};
 use crate::{
+    gate::Question,
     live::Live,
     proxy::{
         Proxy,
         client::{Client, ClientLimits, Expiry},
         forwarded::TrustedProxies,
+        in_flight::InFlight,
     },
     sweep::{Sweep, TICK},
     telemetry::{access_log::AccessLog, metrics::Metrics},
@@ -61,6 +63,7 @@ pub(super) fn run(
     shared: Shared,
     accepting: Vec<Accepting>,
     stage: watch::Receiver<Stage>,
+    questions: mpsc::Receiver<Question>,
     tell: oneshot::Sender<usize>,
 ) {
     let runtime = match Builder::new_current_thread()
@@ -70,7 +73,7 @@ pub(super) fn run(
         Ok(runtime) => runtime,
         Err(error) => return error!(%error, "a worker's runtime could not be built"),
     };
-    let cut = runtime.block_on(work(shared, accepting, stage));
+    let cut = runtime.block_on(work(shared, accepting, stage, questions));
     drop(runtime);
     // The other side may have given up waiting.
     let _ = tell.send(cut);
@@ -87,6 +90,7 @@ async fn work(
     shared: Shared,
     accepting: Vec<Accepting>,
     mut stage: watch::Receiver<Stage>,
+    questions: mpsc::Receiver<Question>,
 ) -> usize {
     let sweep = Rc::new(Sweep::default());
     let local = Rc::new(Local {
@@ -95,6 +99,7 @@ async fn work(
             metrics: shared.metrics,
             access_log: shared.access_log,
             trusted: shared.trusted,
+            in_flight: InFlight::default(),
             pools: Pools::new(sweep.clone()),
             dialler: Dialler::new(shared.deny, shared.tls),
             sweep,
@@ -106,6 +111,7 @@ async fn work(
         connections: RefCell::default(),
     });
     tokio::task::spawn_local(sweep_for_ever(local.clone()));
+    tokio::task::spawn_local(answer(local.clone(), questions));
     let mut accept_loops = Vec::new();
     for Accepting { socket, tls } in accepting {
         match TcpListener::from_std(socket) {
@@ -277,6 +283,16 @@ fn is_of_the_connection(error: &std::io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionReset | HostUnreachable | Interrupted | NetworkUnreachable
     )
+}
+
+/// Answers what is asked at the gate. While this runs no other task of the worker does, and a request is routed and
+/// sent in one go: so each is either counted here, or has yet to load its table.
+async fn answer(local: Rc<Local>, mut questions: mpsc::Receiver<Question>) {
+    while let Some(Question { key, answer }) = questions.recv().await {
+        let requests = key.map_or(0, |key| local.proxy.in_flight.count(&key));
+        // Whoever asked may have given up.
+        let _ = answer.send(requests);
+    }
 }
 
 async fn sweep_for_ever(local: Rc<Local>) {
