@@ -4,6 +4,7 @@
 //! [`arc_swap::ArcSwap`] joins the two. See the README for the way of each through the folders.
 
 pub mod admin;
+pub mod barrier;
 pub mod cli;
 pub mod config;
 pub mod fleet;

@@ -3,10 +3,13 @@
 use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
-use imbl::OrdSet;
+use imbl::{OrdMap, OrdSet};
 use tokio::sync::watch;
 
-use crate::route::{Revision, Table};
+use crate::{
+    barrier::OpenBarrier,
+    route::{Revision, Table},
+};
 
 /// The current table, and the news of each swap. One writer (the publisher), any number of cheap readers.
 pub struct Live {
@@ -20,6 +23,10 @@ pub struct Live {
     pub held: ArcSwap<HeldKeys>,
     /// The state of the source.
     pub status: watch::Sender<Status>,
+    /// The barriers that stand, by id. Sent after the swap that covers them.
+    pub barriers: watch::Sender<OrdMap<Arc<str>, Arc<OpenBarrier>>>,
+    /// Whether the fleet knows of this instance.
+    pub registration: watch::Sender<Registration>,
 }
 
 /// The keys that are not in force as written.
@@ -29,6 +36,17 @@ pub struct RejectedKeys {
     pub shown: Vec<Rejected>,
     /// How many there are, shown or not.
     pub total: usize,
+}
+
+/// Whether the fleet knows of this instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registration {
+    /// The id it goes by; `None` without a fleet.
+    pub instance: Option<Arc<str>>,
+    /// Whether it is registered now.
+    pub is_registered: bool,
+    /// Why not, in words.
+    pub error: Option<String>,
 }
 
 /// A key that is not in force as written.
@@ -73,6 +91,8 @@ impl Live {
             rejected: ArcSwap::default(),
             held: ArcSwap::default(),
             status: watch::Sender::new(status),
+            barriers: watch::Sender::default(),
+            registration: watch::Sender::default(),
         })
     }
 }

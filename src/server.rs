@@ -9,8 +9,18 @@ use tracing::{error, info, warn};
 use crate::{
     admin::Admin,
     config::{Config, SourceConfig},
+    fleet::{
+        instance::{Instance, Means},
+        reach::Reach,
+        records::InstanceRecord,
+    },
     live::{Live, Status},
-    source::{Update, directory, etcd::Etcd, publish::Publisher, resolve::Names},
+    source::{
+        Update, directory,
+        etcd::{Connector, Etcd},
+        publish::Publisher,
+        resolve::Names,
+    },
     telemetry::{access_log::AccessLog, metrics::Metrics},
     worker::{DataPlane, tls},
 };
@@ -53,6 +63,7 @@ pub struct Server {
     live: Arc<Live>,
     /// Admin API, source and publisher; they end when this is dropped.
     control_plane: JoinSet<&'static str>,
+    instance: Option<Instance>,
     drain_delay: Duration,
     drain_timeout: Duration,
 }
@@ -83,7 +94,9 @@ impl Server {
         );
         let data_plane =
             DataPlane::start(&config, live.clone(), metrics.clone(), access_log.clone())?;
+        let instance = join_fleet(&config, &live, &metrics, &data_plane)?;
         let server = Self {
+            instance,
             admin: Admin::new(&config, live.clone(), metrics, publisher.acceptance()),
             admin_address: config.admin,
             control_plane: JoinSet::new(),
@@ -143,6 +156,10 @@ impl Server {
                 End::Cut
             }
         };
+        // Not before the last request has ended: until then barriers are answered.
+        if let Some(instance) = self.instance.take() {
+            instance.leave().await;
+        }
         // The source lets go of what it watches before anybody takes that away.
         let _ = time::timeout(CONTROL_PATIENCE, self.control_plane.shutdown()).await;
         if let Some(access_log) = &self.access_log {
@@ -206,6 +223,7 @@ impl Server {
             }
             "admin API"
         });
+        let registered = self.instance.as_ref().map(Instance::tried);
         let (updates, received) = mpsc::channel(UPDATES);
         self.control_plane.spawn(async move {
             publisher.run(received).await;
@@ -213,6 +231,10 @@ impl Server {
         });
         let live = self.live.clone();
         self.control_plane.spawn(async move {
+            // Whoever waits for a change waits for all who may have read the routes before it.
+            if let Some(registered) = registered {
+                registered.await;
+            }
             source.run(live, updates).await;
             "source"
         });
@@ -223,6 +245,26 @@ impl Server {
         });
         self
     }
+}
+
+/// Registers the instance, where there is a fleet.
+fn join_fleet(
+    config: &Config,
+    live: &Arc<Live>,
+    metrics: &Arc<Metrics>,
+    data_plane: &DataPlane,
+) -> anyhow::Result<Option<Instance>> {
+    let SourceConfig::Etcd(etcd) = &config.source else {
+        return Ok(None);
+    };
+    let record = InstanceRecord::of_this_process(data_plane.addresses(), config.admin);
+    let means = Means {
+        reach: Reach::new(Connector::new(etcd.clone())?),
+        live: live.clone(),
+        metrics: metrics.clone(),
+        gate: data_plane.gate(),
+    };
+    Instance::register(&record, &config.prefix, means).map(Some)
 }
 
 enum Source {

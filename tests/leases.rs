@@ -97,7 +97,10 @@ async fn another_member_takes_over_before_the_lease_is_lost() {
         .await;
         etcd.restart(member).await;
     }
-    assert_eq!(bound(&etcd).await, Some(lease));
+    eventually("it is bound to the same lease", async || {
+        bound(&etcd).await == Some(lease)
+    })
+    .await;
     drop(keeper);
 }
 

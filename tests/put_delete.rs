@@ -7,7 +7,7 @@ use std::{
 
 use etcd_client::GetOptions;
 use waypost::{
-    cli::{delete::Delete, put::Put},
+    cli::{delete::Delete, put::Put, waiting::WaitArgs},
     config::etcd::EtcdArgs,
     fleet::change::ChangeRecord,
 };
@@ -152,6 +152,8 @@ async fn put(
         upstream: upstream.to_owned(),
         json: json.map(str::to_owned),
         force: false,
+        wait: false,
+        waiting: WaitArgs::default(),
         etcd: args(endpoints),
     };
     put.run().await
@@ -161,6 +163,9 @@ async fn delete(etcd: &EtcdCluster, route: &str, upstream: &str) -> ExitCode {
     let delete = Delete {
         route: route.to_owned(),
         upstream: upstream.to_owned(),
+        wait: false,
+        drain: false,
+        waiting: WaitArgs::default(),
         etcd: args(&etcd.endpoints()),
     };
     delete.run().await.expect("an answer")

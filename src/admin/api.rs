@@ -75,6 +75,10 @@ pub(super) struct StatusView {
     connected: bool,
     stale_seconds: Option<f64>,
     error: Option<String>,
+    /// The id the fleet knows this instance by; null with a hosts directory.
+    instance: Option<Arc<str>>,
+    registered: bool,
+    registration_error: Option<String>,
     hosts: usize,
     routes: usize,
     members: usize,
@@ -85,6 +89,7 @@ pub(super) struct StatusView {
 pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> {
     let readiness = admin.readiness();
     let status = admin.live.status.borrow().clone();
+    let registration = admin.live.registration.borrow().clone();
     let counts = admin.live.table.load().counts();
     Json(StatusView {
         version: env!("CARGO_PKG_VERSION"),
@@ -98,6 +103,9 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> 
         stale_seconds: stale_for(&status).map(|age| age.as_secs_f64()),
         location: status.location,
         error: status.error,
+        instance: registration.instance,
+        registered: registration.is_registered,
+        registration_error: registration.error,
         hosts: counts.hosts,
         routes: counts.routes,
         members: counts.members,

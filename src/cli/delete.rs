@@ -5,8 +5,16 @@ use std::process::ExitCode;
 use anyhow::Result;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
-use super::target::Target;
-use crate::{config::etcd::EtcdArgs, fleet::change::ChangeRecord, source::etcd::Connector};
+use super::{
+    target::Target,
+    waiting::{self, WaitArgs},
+};
+use crate::{
+    barrier::Question,
+    config::{Usage, etcd::EtcdArgs},
+    fleet::{barrier::Change, change::ChangeRecord, reach::Reach, tally::Subject},
+    source::etcd::Connector,
+};
 
 /// Take an upstream off a route, or the route's settings
 #[derive(clap::Args, Debug)]
@@ -15,8 +23,12 @@ Examples:
   waypost delete blog.example.com 10.0.0.7:4000
   waypost delete blog.example.com/api 10.0.0.8:4000
   waypost delete blog.example.com @settings
+  waypost delete blog.example.com 10.0.0.7:4000 --drain && ssh 10.0.0.7 systemctl stop blog
 
-Requests that run are finished. Exits 1 if there is no such key.")]
+Requests that run are finished. With --wait it ends when no registered instance routes by the key any more, with --drain
+when none has a request running that was sent on its behalf, WebSockets and streams included: then the upstream may be
+stopped, unless another key names it too, of which it warns.
+Exits 1 if there is no such key; and if an instance vanishes or has not got there at --timeout: the key stays deleted.")]
 pub struct Delete {
     /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
     #[arg(value_name = "HOST[/PATH]")]
@@ -24,6 +36,15 @@ pub struct Delete {
     /// The upstream as `put` was given it, or `@settings`
     #[arg(value_name = "UPSTREAM")]
     pub upstream: String,
+    /// Wait until no instance routes by it
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait until no instance has a request running at it either
+    #[arg(long)]
+    pub drain: bool,
+    /// For how long, and for how many
+    #[command(flatten)]
+    pub waiting: WaitArgs,
     /// How etcd is reached
     #[command(flatten)]
     pub etcd: EtcdArgs,
@@ -36,35 +57,90 @@ impl Delete {
     ///
     /// Says what is wrong with the arguments, or that etcd doesn't answer.
     pub async fn run(self) -> Result<ExitCode> {
+        let waits = self.wait || self.drain;
+        (self.waiting).check(waits, "--wait or --drain", &self.etcd)?;
         let (config, prefix) = self.etcd.resolve()?;
         let target = Target::parse(&prefix, &self.route, &self.upstream)?;
+        if self.drain && target.is_settings {
+            return Err(Usage::error(
+                "--drain is about an upstream; settings have no requests, so say --wait",
+            ));
+        }
         let record = ChangeRecord::of(format!("waypost delete {} {}", self.route, self.upstream));
-        let connection = Connector::new(config)?.answering(&prefix).await?;
+        let connector = Connector::new(config)?;
+        let connection = connector.answering(&prefix).await?;
 
         let mut spellings = vec![&target.key];
         if target.typed != target.key {
             spellings.push(&target.typed);
         }
+        if waits {
+            let reach = Reach::over(connector, connection);
+            for key in spellings {
+                let change = self.change(&prefix, key, &record)?;
+                if let Some(code) = self.delete_and_wait(change, &reach).await? {
+                    return Ok(code);
+                }
+            }
+            return Ok(nothing_deleted(&target.key));
+        }
         for key in spellings {
-            let txn = Txn::new()
-                .when([Compare::version(key.as_str(), CompareOp::Greater, 0)])
-                .and_then([TxnOp::delete(key.as_str(), None), record.write(&prefix)?]);
+            let Change {
+                conditions,
+                operations,
+                ..
+            } = self.change(&prefix, key, &record)?;
+            let txn = Txn::new().when(conditions).and_then(operations);
             let written = connection.commit(txn).await?;
             if written.succeeded {
                 super::print(&format!("revision {}\n", written.revision))?;
                 return Ok(ExitCode::SUCCESS);
             }
         }
-        eprintln!(
-            "there is no key {}: nothing deleted (`waypost routes` lists what is served)",
-            target.key
-        );
-        Ok(ExitCode::FAILURE)
+        Ok(nothing_deleted(&target.key))
     }
+
+    fn change<'c>(&self, prefix: &'c str, key: &str, record: &ChangeRecord) -> Result<Change<'c>> {
+        Ok(Change {
+            prefix,
+            conditions: vec![Compare::version(key, CompareOp::Greater, 0)],
+            operations: vec![TxnOp::delete(key, None), record.write(prefix)?],
+            question: Question {
+                key: Some(key.into()),
+                drain: self.drain,
+            },
+            timeout: self.waiting.timeout(),
+        })
+    }
+
+    /// `None` if there is no such key.
+    async fn delete_and_wait(&self, change: Change<'_>, reach: &Reach) -> Result<Option<ExitCode>> {
+        let Some(barrier) = change.make(reach).await? else {
+            return Ok(None);
+        };
+        super::print(&format!("revision {}\n", barrier.revision))?;
+        let subject = Subject {
+            lost_may: &format!("use {}", self.upstream),
+            stays: "the key stays deleted",
+            expect: self.waiting.expect,
+        };
+        let done = match self.drain {
+            true => "drained on",
+            false => "gone from",
+        };
+        waiting::wait(barrier, subject, done).await.map(Some)
+    }
+}
+
+fn nothing_deleted(key: &str) -> ExitCode {
+    eprintln!("there is no key {key}: nothing deleted (`waypost routes` lists what is served)");
+    ExitCode::FAILURE
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::{Args, Command, FromArgMatches};
 
     use super::*;
@@ -79,6 +155,10 @@ mod tests {
         Delete::augment_args(Command::new("delete")).debug_assert();
         assert!(parse(&["a", "b:80"]).is_ok());
         assert!(parse(&["a"]).is_err());
-        assert!(parse(&["a", "b:80", "--drain"]).is_err());
+        let delete = parse(&["a", "b:80", "--drain", "--timeout", "5s", "--expect", "2"]).unwrap();
+        assert!(delete.drain && !delete.wait);
+        assert_eq!(delete.waiting.timeout(), Duration::from_secs(5));
+        assert_eq!(delete.waiting.expect, Some(2));
+        assert!(parse(&["a", "b:80", "--force"]).is_err());
     }
 }

@@ -14,6 +14,7 @@ pub mod serve;
 mod target;
 pub mod version;
 pub mod wait;
+pub mod waiting;
 
 use std::{
     env,

@@ -2,11 +2,19 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use etcd_client::{Txn, TxnOp};
 
-use super::target::{Target, typed};
-use crate::{config::etcd::EtcdArgs, fleet::change::ChangeRecord, source::etcd::Connector};
+use super::{
+    target::{Target, typed},
+    waiting::{self, WaitArgs},
+};
+use crate::{
+    barrier::Question,
+    config::etcd::EtcdArgs,
+    fleet::{barrier::Change, change::ChangeRecord, reach::Reach, tally::Subject},
+    source::etcd::Connector,
+};
 
 /// Add an upstream to a route, change it, or set the route's settings
 #[derive(clap::Args, Debug)]
@@ -16,9 +24,12 @@ Examples:
   waypost put blog.example.com/api 10.0.0.8:4000 '{\"weight\": 5}'
   waypost put '*.example.com' '[2001:db8::7]:4000'
   waypost put blog.example.com @settings '{\"balance\": \"random\"}'
+  waypost put blog.example.com 10.0.0.8:4000 --wait --expect 3
 
 What `serve` would reject (`waypost check` says the same of keys that are there) is refused, and nothing is written;
 --force writes it all the same, for an instance of a later version to take.
+With --wait it ends when every registered instance serves the change; it exits 1 if one rejects it, vanishes, or has not
+got there at --timeout, and the key stays as it was put.
 It is the same as `etcdctl put /hosts/HOST[/PATH]/UPSTREAM JSON`, with a check before and a record of who did it.")]
 pub struct Put {
     /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
@@ -33,6 +44,12 @@ pub struct Put {
     /// Write also what `serve` rejects
     #[arg(long)]
     pub force: bool,
+    /// Wait until every instance serves it
+    #[arg(long)]
+    pub wait: bool,
+    /// For how long, and for how many
+    #[command(flatten)]
+    pub waiting: WaitArgs,
     /// How etcd is reached
     #[command(flatten)]
     pub etcd: EtcdArgs,
@@ -45,6 +62,7 @@ impl Put {
     ///
     /// Says what is wrong with the arguments, or that etcd doesn't answer; nothing is written then.
     pub async fn run(self) -> Result<ExitCode> {
+        self.waiting.check(self.wait, "--wait", &self.etcd)?;
         let (config, prefix) = self.etcd.resolve()?;
         let key = self.key(&prefix)?;
 
@@ -55,9 +73,24 @@ impl Put {
             command += " --force";
         }
         let record = ChangeRecord::of(command);
-        let connection = Connector::new(config)?.answering(&prefix).await?;
-        let txn = Txn::new().and_then([TxnOp::put(key, json, None), record.write(&prefix)?]);
-        let written = connection.commit(txn).await?;
+        let connector = Connector::new(config)?;
+        let connection = connector.answering(&prefix).await?;
+        let operations = vec![TxnOp::put(key.as_str(), json, None), record.write(&prefix)?];
+        if self.wait {
+            let change = Change {
+                prefix: &prefix,
+                conditions: Vec::new(),
+                operations,
+                question: Question {
+                    key: Some(key.into()),
+                    drain: false,
+                },
+                timeout: self.waiting.timeout(),
+            };
+            let reach = Reach::over(connector, connection);
+            return put_and_wait(change, &reach, self.waiting.expect).await;
+        }
+        let written = connection.commit(Txn::new().and_then(operations)).await?;
         super::print(&format!("revision {}\n", written.revision))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -79,6 +112,22 @@ impl Put {
         }
         Ok(key)
     }
+}
+
+async fn put_and_wait(
+    change: Change<'_>,
+    reach: &Reach,
+    expect: Option<usize>,
+) -> Result<ExitCode> {
+    let made = change.make(reach).await?;
+    let barrier = made.context("the key was not put, though nothing was in the way")?;
+    super::print(&format!("revision {}\n", barrier.revision))?;
+    let subject = Subject {
+        lost_may: "route without it",
+        stays: "the key stays put",
+        expect,
+    };
+    waiting::wait(barrier, subject, "served by").await
 }
 
 #[cfg(test)]
@@ -135,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_not_accepted() {
-        assert!(parse(&["a", "b:80", "--wait"]).is_err());
+        assert!(parse(&["a", "b:80", "--drain"]).is_err());
         assert!(parse(&["a"]).is_err());
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Target {
     pub(super) key: String,
     /// As it was typed; `etcdctl` may have stored it like that.
     pub(super) typed: String,
-    is_settings: bool,
+    pub(super) is_settings: bool,
 }
 
 impl Target {

@@ -1,46 +1,62 @@
-//! `waypost wait`: until every named instance serves a revision.
+//! `waypost wait`: until every instance, or every named one, serves a revision.
 
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use http::StatusCode;
 use tokio::{task::JoinSet, time};
 
-use super::admin_client::fetch;
-use crate::{config::values, route::Revision};
+use super::{
+    admin_client::fetch,
+    waiting::{self, WaitArgs},
+};
+use crate::{
+    barrier::Question,
+    config::{Usage, etcd::EtcdArgs},
+    fleet::{
+        barrier::{Change, has_come},
+        reach::Reach,
+        tally::Subject,
+    },
+    route::Revision,
+    source::etcd::Connector,
+};
 
 /// One request waits this long, so that an instance that is replaced meanwhile is found.
 const ROUND: Duration = Duration::from_secs(5);
 
-/// Wait until every named instance serves a revision
+/// Wait until every instance serves a revision
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   waypost wait 1234
   waypost wait 1234 --admin 10.0.0.5:9900,10.0.0.6:9900 --timeout 10s
 
-`waypost put` and `waypost delete` print the revision they made. With a hosts directory, revisions count the changes
-that this instance has seen; /api/status shows where it is.
+`waypost put` and `waypost delete` print the revision they made. Through etcd, every registered instance is waited for,
+or with --admin just those that are named. With a hosts directory only the latter is possible, and revisions count the
+changes that an instance has seen; /api/status shows where it is.
 Exits 1 if an instance has not reached it in time, and says which.")]
 pub struct Wait {
     /// The etcd revision to reach
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     revision: Revision,
-    /// Admin address of an instance to wait for; repeat it or separate with commas
+    /// Ask this instance at its admin address, rather than all through etcd; repeat it or separate with commas
     #[arg(
         long,
         env = "WAYPOST_ADMIN",
         value_name = "ADDR",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:9900"
+        value_delimiter = ','
     )]
     admin: Vec<String>,
-    /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
-    timeout: Duration,
+    /// For how long, and for how many
+    #[command(flatten)]
+    waiting: WaitArgs,
+    /// How etcd is reached
+    #[command(flatten)]
+    etcd: EtcdArgs,
 }
 
 impl Wait {
@@ -50,7 +66,15 @@ impl Wait {
     ///
     /// Names the instances that have not reached the revision in time, and why.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let deadline = Instant::now() + self.timeout;
+        if self.admin.is_empty() {
+            return self.through_etcd().await;
+        }
+        if self.waiting.expect.is_some() {
+            return Err(Usage::error(
+                "--expect is about all instances; --admin names the ones to wait for",
+            ));
+        }
+        let deadline = Instant::now() + self.waiting.timeout();
         let mut waiting = JoinSet::new();
         for admin in self.admin {
             waiting.spawn(async move {
@@ -64,6 +88,31 @@ impl Wait {
             bail!("not every instance got there: {}", late.join("; "));
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    async fn through_etcd(self) -> anyhow::Result<ExitCode> {
+        self.waiting.check(true, "", &self.etcd)?;
+        let deadline = Instant::now() + self.waiting.timeout();
+        let (config, prefix) = self.etcd.resolve()?;
+        let connector = Connector::new(config)?;
+        let connection = connector.answering(&prefix).await?;
+        let reach = Reach::over(connector, connection);
+        has_come(&reach, &prefix, self.revision, deadline).await?;
+        let change = Change {
+            prefix: &prefix,
+            conditions: Vec::new(),
+            operations: Vec::new(),
+            question: Question::default(),
+            timeout: deadline.saturating_duration_since(Instant::now()),
+        };
+        let barrier = (change.make(&reach).await?)
+            .context("the barrier was not written, though nothing was in the way")?;
+        let subject = Subject {
+            lost_may: "serve older routes",
+            stays: "it may get there later",
+            expect: self.waiting.expect,
+        };
+        waiting::wait(barrier, subject, "served by").await
     }
 }
 

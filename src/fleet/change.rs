@@ -65,7 +65,7 @@ fn name_of(uid: u32, users: &str) -> Option<String> {
     })
 }
 
-fn hostname() -> String {
+pub(super) fn hostname() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/hostname").ok();
     kernel
         .map(|name| name.trim().to_owned())

@@ -68,6 +68,7 @@ pub struct Keeper {
     reach: Arc<Reach>,
     standing: watch::Receiver<Standing>,
     again: Arc<Notify>,
+    now: Arc<Notify>,
     lease: Arc<AtomicI64>,
     task: JoinHandle<()>,
 }
@@ -79,6 +80,7 @@ impl Keeper {
     pub fn start(reach: Arc<Reach>, ttl: Duration, write: Box<Write>) -> Self {
         let (tell, standing) = watch::channel(Standing::New);
         let again = Arc::new(Notify::new());
+        let now = Arc::new(Notify::new());
         let current = Arc::new(AtomicI64::new(NONE));
         let keeping = Keeping {
             reach: reach.clone(),
@@ -86,6 +88,7 @@ impl Keeper {
             write,
             tell,
             again: again.clone(),
+            now: now.clone(),
             current: current.clone(),
             lease: None,
             written: None,
@@ -95,6 +98,7 @@ impl Keeper {
             reach,
             standing,
             again,
+            now,
             lease: current,
             task: tokio::spawn(keeping.run()),
         }
@@ -108,6 +112,11 @@ impl Keeper {
     /// Writes it again now, under the lease there is: somebody has deleted it.
     pub fn write_again(&self) {
         self.again.notify_one();
+    }
+
+    /// Etcd answers, so nothing is to be waited for.
+    pub fn try_now(&self) {
+        self.now.notify_one();
     }
 
     /// Ends the lease, and what is bound to it goes with it.
@@ -149,6 +158,7 @@ struct Keeping {
     write: Box<Write>,
     tell: watch::Sender<Standing>,
     again: Arc<Notify>,
+    now: Arc<Notify>,
     /// The lease there is, for whoever ends it.
     current: Arc<AtomicI64>,
     /// The same, and until when etcd certainly keeps it.
@@ -180,6 +190,7 @@ impl Keeping {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.again.notified() => self.written = None,
+                () = self.now.notified() => {}
             }
         }
     }

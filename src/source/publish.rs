@@ -3,6 +3,7 @@
 //! The table itself is the state: each member knows its key, so an update is applied to the routes it names and to
 //! nothing else. Keys are told apart as they are stored, so two spellings of one host don't delete each other.
 
+mod barriers;
 mod draft;
 mod held;
 mod names;
@@ -20,6 +21,7 @@ use tracing::{debug, info};
 
 pub use self::held::Acceptance;
 use self::{
+    barriers::Barriers,
     draft::{Draft, Workshop, WrittenSettings, WrittenUpstream},
     held::{Held, Reply},
     names::NameUses,
@@ -69,6 +71,7 @@ pub struct Publisher {
     held: Held,
     accepts: mpsc::Receiver<Reply>,
     acceptance: Acceptance,
+    barriers: Barriers,
     changed_keys: usize,
 }
 
@@ -115,6 +118,7 @@ impl Publisher {
             drafts: HashMap::new(),
             rejections: Rejections::default(),
             held: Held::default(),
+            barriers: Barriers::default(),
             changed_keys: 0,
         }
     }
@@ -176,6 +180,7 @@ impl Publisher {
                 revision,
                 history,
             } => {
+                self.barriers.retain(&self.prefix, &entries);
                 self.delete_absent(&entries, revision, history);
                 for entry in entries {
                     self.put(&entry, Origin::Snapshot);
@@ -225,7 +230,7 @@ impl Publisher {
 
     fn put(&mut self, entry: &Entry, origin: Origin) {
         let key = match key::parse(&self.prefix, &entry.key) {
-            Ok(Key::Fleet) => return,
+            Ok(Key::Fleet) => return self.barriers.put(&self.prefix, entry),
             Ok(key) => key,
             Err(error) => {
                 let rejected = rejected(entry, error, false);
@@ -278,6 +283,7 @@ impl Publisher {
     }
 
     fn delete(&mut self, raw_key: &Bytes, mod_revision: Revision, origin: Origin) {
+        self.barriers.delete(&self.prefix, raw_key);
         let rejected_at = self.rejections.mod_revision(raw_key);
         if is_seen(origin, rejected_at, mod_revision) {
             return;
@@ -383,6 +389,7 @@ impl Publisher {
         }
         self.metrics.control_plane.revision.set(revision);
         self.live.applied.send_replace(Some(revision));
+        self.barriers.publish(&self.live, &self.rejections);
     }
 }
 

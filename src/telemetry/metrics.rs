@@ -89,6 +89,8 @@ pub struct ControlPlaneMetrics {
     pub routes: IntGauge,
     /// `waypost_table_swaps_total`: tables published.
     pub table_swaps: IntCounter,
+    /// `waypost_registered`: 1 while the fleet knows of this instance.
+    pub registered: IntGauge,
 }
 
 impl Metrics {
@@ -224,6 +226,10 @@ impl ControlPlaneMetrics {
             hosts: gauge("waypost_hosts", "Host patterns served."),
             routes: gauge("waypost_routes", "Routes served."),
             table_swaps: counter(registry, "waypost_table_swaps_total", "Tables published."),
+            registered: gauge(
+                "waypost_registered",
+                "1 while the fleet knows of this instance, so that barriers wait for it.",
+            ),
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod deaf_link;
 pub mod etcd;
+pub mod fleet;
 pub mod follower;
 pub mod http;
 pub mod link;

@@ -58,6 +58,11 @@ impl Rejections {
         self.keys.get(key).map(|rejected| rejected.mod_revision)
     }
 
+    /// Why this key is rejected, if it is.
+    pub(super) fn reason(&self, key: &[u8]) -> Option<String> {
+        self.keys.get(key).map(|rejected| rejected.reason.clone())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
