@@ -10,6 +10,7 @@ mod demo;
 mod directory_live;
 mod etcd_access;
 mod etcd_faults;
+mod etcd_proxy;
 mod etcd_silence;
 mod etcd_source;
 mod faults_credentials;
