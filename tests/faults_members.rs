@@ -108,37 +108,6 @@ async fn a_paused_member_is_left_and_memory_stays_bounded() {
     rig.finish().await;
 }
 
-/// It was away while the others wrote, and is asked first, alone. It is behind, not another history.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lagging_follower_that_is_asked_first_is_no_false_alarm() {
-    let etcd = EtcdCluster::start(3).await;
-    let leader = etcd.leader().await;
-    let (lagging, third) = ((leader + 1) % 3, (leader + 2) % 3);
-    let link = Link::to(&etcd.endpoints()[leader]).await;
-    let mut rig = Rig::over(etcd, Waypost::builder().etcd(&[link.url()])).await;
-    rig.etcd.kill(lagging);
-    for _ in 0..20 {
-        rig.change(PROMPT).await;
-    }
-    link.cut();
-    rig.until_stale(PROMPT).await;
-    rig.etcd.kill(leader);
-    rig.etcd.kill(third);
-    rig.etcd.start_alone(lagging);
-    let tries = link.tries();
-    link.mend(&rig.etcd.endpoints()[lagging]);
-    within(RETURN, "it was asked twice", async || {
-        link.tries() >= tries + 2
-    })
-    .await;
-    rig.until_stale(PROMPT).await;
-    rig.etcd.restart_together(&[leader, third]).await;
-    rig.change(RETURN).await;
-    assert_eq!(rig.reads(), 1, "nothing was read anew");
-    rig.until_status("fresh-7.test", 200, PROMPT).await;
-    rig.finish().await;
-}
-
 /// The waits double from 100 ms, and jitter takes up to half of each away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_etcd_that_is_gone_is_tried_less_and_less_often() {

@@ -57,6 +57,12 @@ fn a_member_in_a_minority_is_left_for_the_majority() {
 }
 
 async fn rig(network: &Network) -> Rig {
+    let etcd = cluster(network).await;
+    let endpoints = etcd.endpoints();
+    Rig::over(etcd, Waypost::builder().etcd(&endpoints)).await
+}
+
+async fn cluster(network: &Network) -> EtcdCluster {
     let place = |node: &Node| Place {
         address: node.address,
         entering: node.entering().to_vec(),
@@ -65,9 +71,7 @@ async fn rig(network: &Network) -> Rig {
         places: network.nodes().iter().map(place).collect(),
         ..Options::default()
     };
-    let etcd = EtcdCluster::start_with(3, options).await;
-    let endpoints = etcd.endpoints();
-    Rig::over(etcd, Waypost::builder().etcd(&endpoints)).await
+    EtcdCluster::start_with(3, options).await
 }
 
 fn beside(rig: &Rig) -> String {
@@ -88,6 +92,40 @@ async fn put_beside(rig: &Rig, in_trouble: usize) {
         )
     })
     .await;
+}
+
+/// It no longer hears the others, and is asked first, alone: it is behind, which is not another history.
+#[test]
+fn a_lagging_follower_that_is_asked_first_is_no_false_alarm() {
+    in_network(3, async |network| {
+        let etcd = cluster(&network).await;
+        let leader = etcd.leader().await;
+        let lagging = (leader + 1) % 3;
+        let link = Link::to(&etcd.endpoints()[leader]).await;
+        let rig = Rig::over(etcd, Waypost::builder().etcd(&[link.url()])).await;
+        for _ in 0..soak::rounds(1, 6) {
+            network.drop_packets(Between::Others(lagging));
+            put_beside(&rig, lagging).await;
+            rig.until_status("beside.test", 200, PROMPT).await;
+            link.cut();
+            rig.until_stale(PROMPT).await;
+            let tries = link.tries();
+            link.mend(&rig.etcd.endpoints()[lagging]);
+            within(TAKEOVER, "it was asked twice", async || {
+                link.tries() >= tries + 2
+            })
+            .await;
+            rig.until_stale(PROMPT).await;
+            network.mend();
+            rig.until_fresh(TAKEOVER).await;
+            rig.until_status("beside.test", 200, PROMPT).await;
+            rig.etcd.delete(&beside(&rig)).await;
+            rig.until_status("beside.test", 404, PROMPT).await;
+            link.mend(&rig.etcd.endpoints()[leader]);
+        }
+        assert_eq!(rig.reads(), 1, "nothing was read anew");
+        rig.finish().await;
+    });
 }
 
 /// The same over links of the test's own, which need no root.

@@ -233,11 +233,6 @@ impl EtcdCluster {
         (0..self.members.len()).for_each(|member| self.kill(member));
     }
 
-    /// Starts a killed member that may be without a quorum, and so without an answer.
-    pub fn start_alone(&mut self, member: usize) {
-        self.members[member].start();
-    }
-
     /// Starts these killed members together, as some can't answer alone, and waits until they do.
     pub async fn restart_together(&mut self, members: &[usize]) {
         for &member in members {
