@@ -21,6 +21,7 @@ mod faults_network;
 mod fleet;
 mod fleet_deploy;
 mod fleet_drain;
+mod faults_scale;
 mod held_deletes;
 mod http2;
 mod http_errors;

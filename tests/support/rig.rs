@@ -85,7 +85,8 @@ impl Rig {
     /// Waits until changes reach it.
     pub async fn until_fresh(&self, limit: Duration) {
         within(limit, "it is fresh", async || {
-            self.waypost.admin_get("/readyz").await.1 == "ready\n"
+            let (_, text) = self.waypost.admin_get("/readyz").await;
+            text.starts_with("ready") && !text.contains("stale")
         })
         .await;
     }
