@@ -206,13 +206,19 @@ impl EtcdCluster {
         }
     }
 
-    /// Forgets what was before this revision.
+    /// Forgets what was before this revision. Repeated while members are away.
     pub async fn compact(&self, revision: i64) {
-        let options = CompactionOptions::new().with_physical();
-        self.client()
-            .compact(revision, Some(options))
-            .await
-            .expect("compaction");
+        let deadline = Instant::now() + START_TIME;
+        loop {
+            let options = CompactionOptions::new().with_physical();
+            match self.client().compact(revision, Some(options)).await {
+                Ok(_) => return,
+                // By a try whose answer was lost.
+                Err(error) if error.to_string().contains("has been compacted") => return,
+                Err(error) if Instant::now() > deadline => panic!("no compaction: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
     }
 
     /// Ends a member without warning, and waits until it is gone.
