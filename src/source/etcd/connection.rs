@@ -181,9 +181,11 @@ impl Transport for Connection {
         if let Some(revision) = request.revision {
             options = options.with_revision(revision);
         }
-        if request.content == Content::Keys {
-            options = options.with_keys_only();
-        }
+        options = match request.content {
+            Content::Entries => options,
+            Content::Keys => options.with_keys_only(),
+            Content::Count => options.with_count_only(),
+        };
         let mut kv = self.kv.clone();
         let mut answer = bounded("reading the keys", kv.get(request.start, Some(options))).await?;
         let header = answer.take_header().ok_or_else(headless)?;

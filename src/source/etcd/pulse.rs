@@ -11,7 +11,7 @@ use crate::route::Revision;
 
 /// So many puts without an answer in a row, and another member is asked.
 const MOST_UNANSWERED: u32 = 3;
-/// What a read of so many keys may be repeated after: some 2 us of etcd's time each make 2 ms in a second.
+/// What a read of so many keys may be repeated after: some 4 us of etcd's time each make 4 ms in a second.
 const KEYS_A_SECOND: u32 = 1_000;
 
 /// How long a watch may be silent.

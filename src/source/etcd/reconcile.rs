@@ -9,7 +9,7 @@ pub const PERIOD: Duration = Duration::from_secs(3600);
 /// After a comparison that failed, half of it sooner or later.
 const PAUSE: Duration = Duration::from_secs(60);
 /// A fleet that resumes at once counts within this time, and 100 ms more per thousand keys: a count of a million takes
-/// etcd some 300 ms.
+/// etcd some 160 ms.
 const SPREAD: Duration = Duration::from_secs(1);
 const SPREAD_PER_THOUSAND: Duration = Duration::from_millis(100);
 

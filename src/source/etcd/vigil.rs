@@ -333,12 +333,12 @@ impl Vigil {
     }
 
     fn task(&self, check: &Check) -> Task {
-        let one = |start: Vec<u8>, range_end, revision| Task::Page {
+        let count = |start: Vec<u8>, range_end, revision| Task::Page {
             request: PageRequest {
                 start,
                 limit: 1,
                 revision,
-                content: Content::Keys,
+                content: Content::Count,
             },
             range_end,
         };
@@ -351,15 +351,15 @@ impl Vigil {
             },
             Check::Store => {
                 let behind = [&pulse[..], b"\0"].concat();
-                one(pulse, behind, None)
+                count(pulse, behind, None)
             }
             Check::CountAll { revision, .. } => {
                 let start = self.prefix.clone();
-                one(start, self.range_end.clone(), Some(*revision))
+                count(start, self.range_end.clone(), Some(*revision))
             }
             Check::CountFleet { revision, .. } => {
                 let behind = range_end(&fleet);
-                one(fleet, behind, Some(*revision))
+                count(fleet, behind, Some(*revision))
             }
             Check::Missed(comparison) | Check::Everything(comparison) => Task::Page {
                 request: comparison.request(),
@@ -368,3 +368,6 @@ impl Vigil {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use super::super::Etcd;
 use crate::{
     live::{Live, Status},
     route::Revision,
-    source::{Change, Update, etcd::fault::Fault},
+    source::{Change, History, Update, etcd::fault::Fault},
     telemetry::metrics::Metrics,
 };
 
@@ -35,6 +35,7 @@ struct Bench {
     updates: mpsc::Receiver<Update>,
     keys: BTreeMap<String, Revision>,
     snapshots: usize,
+    history: Option<History>,
     source: JoinHandle<()>,
 }
 
@@ -65,6 +66,7 @@ impl Bench {
             updates,
             keys: BTreeMap::new(),
             snapshots: 0,
+            history: None,
             source: tokio::spawn(source.run(live.clone(), sender)),
         };
         bench.pass(Duration::from_secs(1)).await;
@@ -93,8 +95,11 @@ impl Bench {
 
     fn take(&mut self, update: Update) {
         match update {
-            Update::Snapshot { entries, .. } => {
+            Update::Snapshot {
+                entries, history, ..
+            } => {
                 self.snapshots += 1;
+                self.history = Some(history);
                 self.keys = (entries.iter())
                     .map(|entry| (text(&entry.key), entry.mod_revision))
                     .collect();
@@ -249,9 +254,26 @@ async fn a_lost_event_is_noticed_within_the_hour() {
     assert_eq!(bench.keys["/h/a"], lost);
     assert_eq!(bench.counts(), [2, 1, 2]);
     assert_eq!(bench.metrics(), [0, 1, 1]);
+    assert_eq!(bench.history, Some(History::Continued));
     bench.pass(minutes(180)).await;
     assert_eq!(bench.counts(), [2, 1, 2], "all is well again");
     assert_eq!(bench.metrics()[2], 1);
+}
+
+/// Behind the same address, and the client connected anew without a word.
+#[tokio::test(start_paused = true)]
+async fn a_difference_because_of_another_history_is_told_as_that() {
+    let mut bench = Bench::start().await;
+    // A pulse would be part of the other history, and vouch for it.
+    let full = Fault::Unreachable("etcdserver: mvcc: database space exceeded".to_owned());
+    bench.etcd.store().puts_end_in = Some(full);
+    bench.etcd.lose_history();
+    let start = Instant::now();
+    while bench.snapshots == 1 && start.elapsed() < minutes(80) {
+        bench.pass(minutes(1)).await;
+    }
+    assert_eq!(bench.history, Some(History::Another));
+    assert_eq!(bench.counts(), [2, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]

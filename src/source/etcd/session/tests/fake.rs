@@ -80,6 +80,11 @@ impl Fake {
         store.tell(again);
     }
 
+    /// Another history takes its place, unnoticed by the watches.
+    pub fn lose_history(&self) {
+        self.store().history.clear();
+    }
+
     /// Watches that stand are ended.
     pub fn end_watches(&self) {
         let over = Response {
@@ -184,10 +189,8 @@ impl Transport for Call {
         let limit = usize::try_from(request.limit).expect("a limit");
         let mut entries = all.clone();
         entries.truncate(limit);
-        if request.content == Content::Keys {
-            entries
-                .iter_mut()
-                .for_each(|entry| entry.value = Bytes::new());
+        if request.content == Content::Count {
+            entries.clear();
         }
         Ok(Page {
             more: entries.len() < all.len(),
