@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use etcd_client::GetOptions;
 use tokio::time::timeout;
 use waypost::fleet::change::ChangeRecord;
 
@@ -49,8 +50,40 @@ async fn an_upstream_is_served_while_it_is_registered() {
         .await
         .unwrap();
     assert!(record.value.contains("(ended)"), "{}", record.value);
-    waypost.reached(record.revision).await;
     assert_eq!(ask(waypost.address(), "a.test", "/x").await.status(), 404);
+    register.log().until("drained instances=1").await;
+}
+
+#[tokio::test]
+async fn what_runs_at_the_end_is_waited_for_and_not_for_ever() {
+    let etcd = EtcdCluster::start(1).await;
+    let waypost = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let sample = Sample::start().await;
+    let upstream = sample.to_string();
+    let address = waypost.address();
+    for (patience, code) in [("1s", 1), ("60s", 0)] {
+        let arguments = ["a.test", &*upstream, "--drain-timeout", patience];
+        let mut register = Register::start(&etcd.endpoints(), &arguments);
+        register.log().until("registered").await;
+        eventually("it serves", async || {
+            ask(address, "a.test", "/").await.status() == 200
+        })
+        .await;
+        let request = tokio::spawn(async move { ask(address, "a.test", "/hold").await });
+        sample.until_holding(1).await;
+        register.signal("TERM");
+        if code == 1 {
+            register.log().until("1 request left").await;
+            assert_eq!(register.wait_exit().await, Some(1));
+            request.abort();
+            sample.until_holding(0).await;
+            continue;
+        }
+        until_draining(&etcd).await;
+        sample.release();
+        assert_eq!(request.await.unwrap().status(), 200);
+        assert_eq!(register.wait_exit().await, Some(0));
+    }
 }
 
 #[tokio::test]
@@ -125,7 +158,8 @@ async fn one_member_after_another_goes_and_the_lease_stays() {
         eventually("the lease is renewed", async || left(5..7).await).await;
         etcd.restart(member).await;
     }
-    let still = Held::of(&etcd, "/hosts/a.test/b:80").await.unwrap();
+    // Our client may still be on its way back to the last of them.
+    let still = Held::until(&etcd, "/hosts/a.test/b:80", |_| true).await;
     assert_eq!(still, held);
     drop(register);
 }
@@ -236,6 +270,20 @@ async fn mistakes_are_named_and_nothing_is_run() {
     }
 }
 
+/// Whether an instance says that one request is left.
+pub async fn is_draining(etcd: &EtcdCluster) -> bool {
+    let all = GetOptions::new().with_prefix();
+    let answers = etcd.client().get("/waypost/hosts/acks/", Some(all)).await;
+    let answers = answers.expect("an answer");
+    let mut answers = (answers.kvs().iter()).filter_map(|pair| pair.value_str().ok());
+    answers.any(|answer| answer.contains(r#""requests":1"#))
+}
+
+/// Waits until an instance says so.
+pub async fn until_draining(etcd: &EtcdCluster) {
+    eventually("a request is waited for", async || is_draining(etcd).await).await;
+}
+
 /// How a key is in etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -257,8 +305,12 @@ impl Held {
 
     /// Waits until it is there, and so.
     pub async fn until(etcd: &EtcdCluster, key: &str, is_so: impl Fn(&Self) -> bool) -> Self {
-        let found = async || Self::of(etcd, key).await.filter(&is_so);
-        eventually(key, async || found().await.is_some()).await;
-        found().await.expect("it was there just now")
+        let mut found = None;
+        eventually(key, async || {
+            found = Self::of(etcd, key).await.filter(&is_so);
+            found.is_some()
+        })
+        .await;
+        found.expect("it is there")
     }
 }

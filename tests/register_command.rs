@@ -2,12 +2,14 @@
 
 use std::{fs, process::Stdio};
 
+use tokio::task::JoinHandle;
+
 use crate::{
-    register::Held,
+    register::{Held, is_draining, until_draining},
     support::{
         command::{BINARY, Lines},
         etcd::EtcdCluster,
-        load::{ask, get},
+        load::{Load, ask, get},
         register::{Register, Service},
         waypost::{Waypost, eventually},
     },
@@ -34,6 +36,84 @@ async fn the_upstream_comes_when_the_port_answers_and_goes_before_the_command() 
     assert_eq!(Held::of(&etcd, &key).await, None, "gone before");
     service.may("end");
     assert_eq!(register.wait_exit().await, Some(7), "the command's code");
+}
+
+#[tokio::test]
+async fn what_runs_is_finished_before_the_command_is_stopped() {
+    let (etcd, service) = (EtcdCluster::start(1).await, Service::willing());
+    let waypost = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let mut register = service.register(&etcd.endpoints(), &[]);
+    let request = holding(&waypost, &register).await;
+    register.signal("TERM");
+    until_draining(&etcd).await;
+    service.may("release");
+    assert_eq!(request.await.unwrap(), Ok(200));
+    assert_eq!(register.wait_exit().await, Some(7));
+    let printed = register.output().until("cut off").await;
+    assert_eq!(printed, "cut off: 0");
+}
+
+#[tokio::test]
+async fn a_drain_ends_with_its_time_its_command_or_a_second_signal() {
+    let etcd = EtcdCluster::start(1).await;
+    let waypost = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    for (patience, end, code) in [("1s", "", 7), ("60s", "/exit", 5), ("60s", "TERM", 137)] {
+        let service = Service::willing();
+        let arguments = ["--drain-timeout", patience];
+        let mut register = service.register(&etcd.endpoints(), &arguments);
+        let request = holding(&waypost, &register).await;
+        register.signal("TERM");
+        match end {
+            "" => {
+                register.log().until("1 request left").await;
+            }
+            "/exit" => {
+                until_draining(&etcd).await;
+                let _ = get(service.upstream().parse().unwrap(), "a.test", end).await;
+            }
+            signal => {
+                until_draining(&etcd).await;
+                register.signal(signal);
+            }
+        }
+        assert_eq!(register.wait_exit().await, Some(code), "{end}");
+        let _ = request.await;
+        eventually("nothing runs", async || !is_draining(&etcd).await).await;
+    }
+}
+
+#[tokio::test]
+async fn services_that_restart_in_turn_lose_nothing() {
+    let etcd = EtcdCluster::start(1).await;
+    let first = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let second = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let services = [Service::willing(), Service::willing()];
+    let mut registers = Vec::new();
+    for service in &services {
+        let register = service.register(&etcd.endpoints(), &[]);
+        register.log().until("registered").await;
+        registers.push(register);
+    }
+    for waypost in [&first, &second] {
+        eventually("it serves", async || {
+            ask(waypost.address(), "a.test", "/").await.status() == 200
+        })
+        .await;
+    }
+    let load = Load::start(&[first.address(), second.address()], &["a.test"]);
+    for _ in 0..2 {
+        for (service, register) in services.iter().zip(&mut registers) {
+            load.more(100).await;
+            register.signal("TERM");
+            assert_eq!(register.wait_exit().await, Some(7));
+            assert_eq!(register.output().until("cut off").await, "cut off: 0");
+            *register = service.register(&etcd.endpoints(), &[]);
+            register.log().until("registered").await;
+        }
+    }
+    load.more(100).await;
+    let tally = load.finish().await;
+    assert_eq!(tally.bodies.len(), 2, "both served: {tally:?}");
 }
 
 #[tokio::test]
@@ -208,6 +288,22 @@ async fn as_process_1_it_waits_for_orphans() {
         Some(1),
         "as `read` says at the end of its input"
     );
+}
+
+/// A request for /hold, once it runs: its status.
+async fn holding(waypost: &Waypost, register: &Register) -> JoinHandle<Result<u16, String>> {
+    register.log().until("registered").await;
+    let address = waypost.address();
+    eventually("it serves", async || {
+        ask(address, "a.test", "/").await.status() == 200
+    })
+    .await;
+    let request = tokio::spawn(async move {
+        let answer = get(address, "a.test", "/hold").await?;
+        Ok(answer.status().as_u16())
+    });
+    register.output().until("held").await;
+    request
 }
 
 fn children(of: u32) -> Vec<u32> {

@@ -7,7 +7,7 @@ use std::{ffi::OsString, io, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use http::uri::PathAndQuery;
-use tokio::time::{self, error::Elapsed};
+use tokio::time::{self, Instant};
 use tracing::{info, warn};
 
 use self::{
@@ -18,8 +18,10 @@ use super::target::Target;
 use crate::{
     config::{LogFormat, etcd::EtcdArgs, values},
     fleet::{
+        barrier::Barrier,
         reach::Reach,
         registration::{Keeper, Leased, Registration, Withdrawal},
+        tally::Subject,
     },
     route::value::UpstreamOptions,
     source::etcd::Connector,
@@ -44,9 +46,10 @@ Examples:
   waypost register blog.example.com/api 10.0.0.7:8000 '{\"weight\": 5}' --health-path /healthz -- ./api
   waypost register blog.example.com 10.0.0.7:4000
 
-SIGTERM, SIGINT and SIGQUIT take the upstream away and are then passed on to the command; a second one kills it.
+SIGTERM, SIGINT and SIGQUIT take the upstream away, wait until no instance has a request running there, and are then
+passed on to the command; a second one kills it.
 SIGHUP, SIGUSR1 and SIGUSR2 are passed on. Exits with the command's code (128 and the number, if a signal ended it;
-127 and 126 if it can't be run), or without a command with 0 once the upstream is gone.
+127 and 126 if it can't be run), or without a command with 0 once the upstream is gone and drained.
 While etcd doesn't answer it keeps trying: a service starts without it.")]
 pub struct Register {
     /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
@@ -67,6 +70,9 @@ pub struct Register {
     /// Add the upstream when this path answers 2xx or 3xx, rather than when its port takes connections
     #[arg(long, value_name = "PATH", value_parser = probe::path)]
     health_path: Option<PathAndQuery>,
+    /// How long requests may run on after the upstream was removed, before the signal is passed on; 0: not waited for
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
+    drain_timeout: Duration,
     /// Ask this address whether the service answers [default: UPSTREAM]
     #[arg(long, value_name = "ADDRESS")]
     probe: Option<Address>,
@@ -124,7 +130,8 @@ impl Register {
         }
         let keeper = Registration::new(reach, leased).start();
         let event = service.next().await;
-        end(service, keeper, event).await
+        let drain = Some(self.drain_timeout).filter(|time| !time.is_zero());
+        end(service, keeper, event, drain).await
     }
 
     fn leased(&self, prefix: String) -> Result<Leased> {
@@ -173,39 +180,117 @@ impl Register {
     }
 }
 
-/// First the upstream goes, then the command.
-async fn end(mut service: Service, keeper: Keeper, event: Event) -> Result<ExitCode> {
+/// The upstream goes, then what runs there is finished, then the command goes.
+async fn end(
+    mut service: Service,
+    keeper: Keeper,
+    event: Event,
+    drain: Option<Duration>,
+) -> Result<ExitCode> {
     let mut last = event;
-    let mut removal = pin!(time::timeout(REMOVAL_TIME, keeper.withdraw()));
-    let removed = loop {
-        tokio::select! {
-            removed = &mut removal => break removed,
-            next = service.next() => match (last, next) {
-                (Event::Stop(_), Event::Ended(_)) => last = next,
-                (Event::Ended(code), _) => return Ok(ExitCode::from(code)),
-                (Event::Stop(_), Event::Stop(_)) => return Ok(ExitCode::from(service.kill())),
-            },
+    // Where nothing answers any more, nothing is to be drained.
+    let drain = drain.filter(|_| matches!(event, Event::Stop(_)));
+    let deadline = Instant::now() + REMOVAL_TIME;
+    let stopped = time::timeout_at(deadline, keeper.stop());
+    let stopped = match settle(&mut service, &mut last, stopped).await {
+        Ok(stopped) => stopped,
+        Err(code) => return Ok(ExitCode::from(code)),
+    };
+    let registration = stopped.ok().transpose()?;
+    let removal = async {
+        match &registration {
+            Some(registration) => {
+                let withdrawal = registration.withdraw(drain);
+                time::timeout_at(deadline, withdrawal).await.ok()
+            }
+            None => None,
         }
     };
-    let is_gone = report(removed)?;
-    let code = stop(service, last).await;
-    Ok(ExitCode::from(code.unwrap_or(u8::from(!is_gone))))
-}
-
-/// Whether the key is certainly gone.
-fn report(removed: Result<Result<Withdrawal>, Elapsed>) -> Result<bool> {
-    match removed {
-        Ok(outcome) => match outcome? {
-            Withdrawal::Deleted(revision) => info!(revision, "the upstream is removed"),
-            Withdrawal::NotOurs => info!("the key was not ours (any more): it is left as it is"),
-        },
-        Err(_) => {
-            let seconds = REMOVAL_TIME.as_secs();
-            warn!("etcd took no answer within {seconds} s: the upstream goes with its lease");
-            return Ok(false);
+    let removed = match settle(&mut service, &mut last, removal).await {
+        Ok(removed) => removed,
+        Err(code) => return Ok(ExitCode::from(code)),
+    };
+    let (mut is_done, barrier) = report(removed);
+    if let (Some(barrier), Event::Stop(_)) = (barrier, last) {
+        tokio::select! {
+            drained = drain_by(barrier) => is_done &= drained,
+            next = service.next() => match next {
+                Event::Ended(_) => last = next,
+                Event::Stop(_) => return Ok(ExitCode::from(service.kill())),
+            },
         }
     }
-    Ok(true)
+    let code = stop(service, last).await;
+    Ok(ExitCode::from(code.unwrap_or(u8::from(!is_done))))
+}
+
+/// A part of the end, unless a second signal cuts all of it short: then the exit code.
+async fn settle<T>(
+    service: &mut Service,
+    last: &mut Event,
+    part: impl Future<Output = T>,
+) -> Result<T, u8> {
+    let mut part = pin!(part);
+    loop {
+        tokio::select! {
+            done = &mut part => return Ok(done),
+            next = service.next() => match (*last, next) {
+                (Event::Stop(_), Event::Ended(_)) => *last = next,
+                (Event::Ended(code), _) => return Err(code),
+                (Event::Stop(_), Event::Stop(_)) => return Err(service.kill()),
+            },
+        }
+    }
+}
+
+/// Whether the key is certainly gone, and what waits for the instances.
+fn report(removed: Option<Withdrawal<'_>>) -> (bool, Option<Barrier<'_>>) {
+    match removed {
+        Some(Withdrawal::Deleted { revision, barrier }) => {
+            info!(revision, "the upstream is removed");
+            (true, barrier)
+        }
+        Some(Withdrawal::NotOurs) => {
+            info!("the key was not ours (any more): it is left as it is");
+            (true, None)
+        }
+        None => {
+            let seconds = REMOVAL_TIME.as_secs();
+            warn!("no answer of etcd within {seconds} s: the upstream goes with its lease");
+            (false, None)
+        }
+    }
+}
+
+/// Whether every instance is done with it.
+async fn drain_by(barrier: Barrier<'_>) -> bool {
+    let report = match barrier.wait().await {
+        Ok(report) => report,
+        Err(error) => {
+            warn!("not drained: {error:#}");
+            return false;
+        }
+    };
+    if report.instances == 0 {
+        info!("no instance is registered: nothing is drained");
+        return true;
+    }
+    if !report.also.is_empty() {
+        let keys = report.also.join(", ");
+        warn!(keys, "the same upstream stays in use by other keys");
+    }
+    let problems = report.problems(&Subject {
+        lost_may: "use the upstream",
+        stays: "the upstream stays removed",
+        expect: None,
+    });
+    for problem in &problems {
+        warn!("not drained: {problem}");
+    }
+    if problems.is_empty() {
+        info!(instances = report.instances, "drained");
+    }
+    problems.is_empty()
 }
 
 /// Passes the signal on to the command and waits for its end: its exit code, if there is one.

@@ -5,6 +5,8 @@
 //! crash, whose lease still runs. What somebody else writes afterwards is theirs, and left alone until it is gone. That
 //! is why this is no [`Keeper`](super::lease::Keeper), which owns its keys and looks at them less often.
 
+mod withdrawal;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
@@ -12,6 +14,7 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse, Txn
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tracing::{info, warn};
 
+pub use self::withdrawal::Withdrawal;
 use super::{change::ChangeRecord, reach::Reach};
 use crate::{
     route::Revision,
@@ -43,25 +46,13 @@ pub struct Registration {
     leased: Leased,
     lease: Option<Lease>,
     standing: Standing,
-    /// In a row.
-    failures: u32,
-    /// Why etcd could not be asked, as it was last told to the log; `None` while it can.
-    trouble: Option<Fault>,
+    trouble: Trouble,
 }
 
 /// A registration that is being kept.
 pub struct Keeper {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Registration>,
-}
-
-/// How a registration ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Withdrawal {
-    /// The key was deleted at this revision.
-    Deleted(Revision),
-    /// There was nothing of ours: never written, expired, deleted or written by somebody else.
-    NotOurs,
 }
 
 /// Whose the key is, as far as we know.
@@ -73,6 +64,14 @@ enum Standing {
     Ours,
     /// Left alone. Gone, it is written, and `Ours`.
     Theirs,
+}
+
+/// Failures in a row.
+#[derive(Debug, Default)]
+struct Trouble {
+    failures: u32,
+    /// As last told to the log.
+    told: Option<String>,
 }
 
 /// Who wrote the key last.
@@ -116,8 +115,7 @@ impl Registration {
             leased,
             lease: None,
             standing: Standing::New,
-            failures: 0,
-            trouble: None,
+            trouble: Trouble::default(),
         }
     }
 
@@ -135,11 +133,15 @@ impl Registration {
         loop {
             let pause = match self.beat().await {
                 Ok(()) => {
-                    self.recovered();
+                    self.trouble.over();
                     // A little of it at random, so that a fleet doesn't beat in step.
                     longest_under_lease(self.leased.ttl).mul_f64(0.9 + rand::random::<f64>() / 10.0)
                 }
-                Err(fault) => self.failed(fault),
+                // What ended a connection that stood has ended those of all who are registered.
+                Err(fault) => match (self.trouble.noted(&fault, &self.leased), self.lease) {
+                    (1, Some(_)) => scatter(rand::random()),
+                    (failures, _) => self.leased.back_off(failures),
+                },
             };
             tokio::select! {
                 _ = &mut stopped => return self,
@@ -218,79 +220,47 @@ impl Registration {
         let written = record.write(&self.leased.prefix);
         written.map_err(|error| Fault::Unreachable(format!("the change record: {error:#}")))
     }
+}
 
-    fn recovered(&mut self) {
+impl Trouble {
+    /// Counts one more failure, and tells the log what it has not told yet; how many there are.
+    fn noted(&mut self, error: &impl ToString, leased: &Leased) -> u32 {
+        let error = error.to_string();
+        if self.told.as_ref() != Some(&error) {
+            warn!(
+                key = leased.key,
+                error, "etcd could not be asked; trying on"
+            );
+            self.told = Some(error);
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.failures
+    }
+
+    fn over(&mut self) {
         self.failures = 0;
-        if self.trouble.take().is_some() {
+        if self.told.take().is_some() {
             info!("etcd answers");
         }
     }
+}
 
-    /// How long to wait before the next try, at the next member.
-    fn failed(&mut self, fault: Fault) -> Duration {
-        if self.trouble.as_ref() != Some(&fault) {
-            let key = &self.leased.key;
-            warn!(key, error = %fault, "etcd could not be asked; trying on");
-            self.trouble = Some(fault);
-        }
-        self.failures = self.failures.saturating_add(1);
-        // What ended a connection that stood has ended those of all who are registered.
-        match (self.failures, self.lease) {
-            (1, Some(_)) => scatter(rand::random()),
-            _ => back_off(
-                self.failures,
-                longest_under_lease(self.leased.ttl),
-                rand::random(),
-            ),
-        }
-    }
-
-    /// Deletes the key if it is still ours, and ends the lease; tries for as long as etcd doesn't answer.
-    async fn withdraw(mut self) -> Withdrawal {
-        let Some(lease) = self.lease else {
-            return Withdrawal::NotOurs;
-        };
-        self.failures = 0;
-        loop {
-            match self.delete(lease).await {
-                Ok(withdrawal) => return withdrawal,
-                Err(fault) => {
-                    let pause = self.failed(fault);
-                    time::sleep(pause).await;
-                }
-            }
-        }
-    }
-
-    async fn delete(&self, lease: Lease) -> Result<Withdrawal, Fault> {
-        let key = self.leased.key.as_str();
-        let txn = Txn::new()
-            .when([Compare::lease(key, CompareOp::Equal, lease)])
-            .and_then([TxnOp::delete(key, None), self.record(" (ended)")?]);
-        let answer = self.reach.call(async |etcd| etcd.txn(txn).await).await?;
-        // Nothing hangs on it any more, so it may as well run out.
-        let _ = (self.reach)
-            .call(async |etcd| etcd.revoke(lease).await)
-            .await;
-        Ok(match answer.succeeded() {
-            true => Withdrawal::Deleted(revision(&answer)),
-            false => Withdrawal::NotOurs,
-        })
+impl Leased {
+    fn back_off(&self, failures: u32) -> Duration {
+        back_off(failures, longest_under_lease(self.ttl), rand::random())
     }
 }
 
 impl Keeper {
-    /// Ends the registration: deletes the key if it is still ours. For as long as etcd doesn't answer this goes on;
-    /// who gives up leaves the rest to the lease.
+    /// Keeps it no longer; the key stays until it is withdrawn or its lease is over.
     ///
     /// # Errors
     ///
     /// When the task that keeps it has failed.
-    pub async fn withdraw(self) -> anyhow::Result<Withdrawal> {
+    pub async fn stop(self) -> anyhow::Result<Registration> {
         // Whether it still listens doesn't matter: it ends.
         let _ = self.stop.send(());
-        let registration = self.task.await.context("the registration failed")?;
-        Ok(registration.withdraw().await)
+        self.task.await.context("the registration failed")
     }
 }
 

@@ -132,7 +132,7 @@ impl Service {
         ]
     }
 
-    /// Lets it `listen`, be `healthy`, or `end`.
+    /// Lets it `listen`, be `healthy`, `release` what it holds, or `end`.
     pub fn may(&self, name: &str) {
         fs::write(self.directory.path().join(name), "").expect("a file");
     }

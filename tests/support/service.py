@@ -1,8 +1,9 @@
 """A service for `waypost register ... -- python3 service.py ADDRESS PORT DIRECTORY`.
 
 It listens once DIRECTORY/listen is there, answers with its address, /healthz with 200 once DIRECTORY/healthy is there,
-and ends with code 5 when asked for /exit. It prints the signals it gets; of SIGTERM, SIGINT and SIGQUIT it ends with
-code 7 once DIRECTORY/end is there. It never outlives its standard input.
+/hold once DIRECTORY/release is there, and ends with code 5 when asked for /exit. It prints the signals it gets; of
+SIGTERM, SIGINT and SIGQUIT it ends with code 7 once DIRECTORY/end is there, and prints how many requests it cut off.
+It never outlives its standard input.
 """
 
 import http.server
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 
+running = set()
 address, port, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 
@@ -43,6 +45,7 @@ def end(number, _frame):
 
     def leave():
         await_file("end")
+        say(f"cut off: {len(running)}")
         os._exit(7)
 
     threading.Thread(target=leave).start()
@@ -52,14 +55,24 @@ class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        running.add(self)
+        self.answer()
+        running.discard(self)
+
+    def answer(self):
         if self.path == "/exit":
             os._exit(5)
+        if self.path == "/hold":
+            say("held")
+            await_file("release")
         if self.path == "/healthz":
             say("Host: " + self.headers["Host"])
         well = self.path != "/healthz" or there("healthy")
         body = f"{address}:{port}".encode()
         head = f"HTTP/1.1 {200 if well else 503} Said\r\nContent-Length: {len(body)}\r\n\r\n"
         self.wfile.write(head.encode() + body)
+        if self.path == "/hold":
+            say("let go")
 
     def log_message(self, *_):
         pass
