@@ -24,6 +24,7 @@ mod fleet;
 mod fleet_deploy;
 mod fleet_drain;
 mod held_deletes;
+mod history;
 mod http2;
 mod http_errors;
 mod http_forwarding;

@@ -5,11 +5,14 @@ mod admin_client;
 pub mod check;
 pub mod delete;
 pub mod demo;
+mod difference;
 pub mod explain;
 pub mod healthcheck;
+pub mod history;
 pub mod put;
 pub mod register;
 pub mod routes;
+mod scope;
 pub mod serve;
 mod target;
 pub mod version;
@@ -63,6 +66,7 @@ enum Command {
     Check(check::Check),
     Wait(wait::Wait),
     Accept(accept::Accept),
+    History(history::History),
     Healthcheck(healthcheck::Healthcheck),
     Version(version::Version),
 }
@@ -90,6 +94,7 @@ pub fn run() -> ExitCode {
         Command::Check(command) => blocking(command.run()),
         Command::Wait(command) => blocking(command.run()),
         Command::Accept(command) => blocking(command.run()),
+        Command::History(command) => blocking(command.run()),
         Command::Healthcheck(command) => blocking(command.run()),
     };
     outcome.unwrap_or_else(|error| fail(&error))

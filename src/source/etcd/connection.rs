@@ -28,7 +28,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(4);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIME: Duration = Duration::from_secs(5);
 /// The default of 4 MiB makes a resume over more than that fail for ever.
-const MESSAGE_BYTES: usize = 64 << 20;
+pub(super) const MESSAGE_BYTES: usize = 64 << 20;
 
 /// Makes connections.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ pub struct Committed {
 /// A client of one member.
 pub struct Connection {
     pub(super) client: Client,
-    kv: KvClient,
+    pub(super) kv: KvClient,
 }
 
 impl Connection {
@@ -296,11 +296,11 @@ pub(super) fn silent(what: &str) -> Fault {
     ))
 }
 
-fn headless() -> Fault {
+pub(super) fn headless() -> Fault {
     Fault::Unreachable("an answer without a header: is this etcd?".to_owned())
 }
 
-fn entry(pair: etcd_client::KeyValue) -> Entry {
+pub(super) fn entry(pair: etcd_client::KeyValue) -> Entry {
     Entry {
         mod_revision: pair.mod_revision(),
         lease: pair.lease(),
@@ -324,7 +324,7 @@ fn plain(response: etcd_client::WatchResponse) -> Response {
 }
 
 /// `None` for a kind of event that etcd doesn't have (yet).
-fn change(event: etcd_client::proto::PbEvent) -> Option<Change> {
+pub(super) fn change(event: etcd_client::proto::PbEvent) -> Option<Change> {
     let pair = event.kv?;
     match event.r#type {
         0 => Some(Change::Put(Entry {

@@ -14,6 +14,7 @@ mod identity;
 mod known;
 mod leases;
 mod ledger;
+mod past;
 mod pulse;
 mod reading;
 mod reconcile;
@@ -43,6 +44,7 @@ use self::{
 pub use self::{
     connection::{Connection, Connector},
     leases::Lease,
+    past::{Past, PastChange},
     pulse::Patience,
     vigil::Pace,
 };

@@ -64,6 +64,8 @@ pub struct Page {
 #[derive(Debug)]
 pub struct Reading {
     prefix: Vec<u8>,
+    /// The one revision that is asked for, whatever the first page's.
+    at: Option<Revision>,
     limit: i64,
     restarts: u32,
     entries: Vec<Entry>,
@@ -93,11 +95,20 @@ impl Reading {
     pub fn below(prefix: &[u8]) -> Self {
         Self {
             prefix: prefix.to_vec(),
+            at: None,
             limit: FIRST_PAGE,
             restarts: 0,
             entries: Vec::new(),
             pages: Vec::new(),
             cluster_id: 0,
+        }
+    }
+
+    /// The same, of everything as it was at this revision.
+    pub fn at(prefix: &[u8], revision: Revision) -> Self {
+        Self {
+            at: Some(revision),
+            ..Self::below(prefix)
         }
     }
 
@@ -107,9 +118,11 @@ impl Reading {
         PageRequest {
             start: self.next_start(),
             limit: self.limit,
-            revision: (self.pages.first())
-                .filter(|_| pinned)
-                .map(|(_, revision)| *revision),
+            revision: self.at.or_else(|| {
+                (self.pages.first())
+                    .filter(|_| pinned)
+                    .map(|(_, revision)| *revision)
+            }),
             content: Content::Entries,
         }
     }
@@ -169,6 +182,11 @@ impl Reading {
                 .map(|entry| (entry.key.clone(), entry))
                 .collect(),
         })
+    }
+
+    /// What was read, as of the revision that was asked for.
+    pub fn into_entries(self) -> Vec<Entry> {
+        self.entries
     }
 
     fn next_start(&self) -> Vec<u8> {
