@@ -21,7 +21,7 @@ async fn every_command_has_help_with_examples() {
         .filter(|name| !name.is_empty())
         .filter(|name| *name != "help")
         .collect();
-    let names = "serve demo check routes explain put delete register wait history accept \
+    let names = "serve demo check routes explain put delete register wait history rollback accept \
                  healthcheck version";
     for name in names.split(' ') {
         assert!(commands.contains(&name), "{name} is not in {commands:?}");

@@ -44,6 +44,7 @@ mod outputs;
 mod put_delete;
 mod register;
 mod register_command;
+mod rollback;
 mod routes_live;
 mod start_up;
 mod support;

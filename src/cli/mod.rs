@@ -11,6 +11,7 @@ pub mod healthcheck;
 pub mod history;
 pub mod put;
 pub mod register;
+pub mod rollback;
 pub mod routes;
 mod scope;
 pub mod serve;
@@ -67,6 +68,7 @@ enum Command {
     Wait(wait::Wait),
     Accept(accept::Accept),
     History(history::History),
+    Rollback(rollback::Rollback),
     Healthcheck(healthcheck::Healthcheck),
     Version(version::Version),
 }
@@ -95,6 +97,7 @@ pub fn run() -> ExitCode {
         Command::Wait(command) => blocking(command.run()),
         Command::Accept(command) => blocking(command.run()),
         Command::History(command) => blocking(command.run()),
+        Command::Rollback(command) => blocking(command.run()),
         Command::Healthcheck(command) => blocking(command.run()),
     };
     outcome.unwrap_or_else(|error| fail(&error))
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_versions_are_unknown() {
-        for command in ["tunnel", "rollback", ""] {
+        for command in ["tunnel", ""] {
             let arguments = ["waypost", command].map(OsString::from);
             let error = parse(arguments).expect_err(command);
             assert_eq!(error.exit_code(), 2);

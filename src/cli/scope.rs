@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::route::{PathPrefix, RouteId};
+use crate::route::{HostPattern, PathPrefix, RouteId};
 
 /// The keys of every host, of one, or of one path of it and what lies below; never the fleet's own.
 #[derive(Clone, Debug)]
@@ -55,6 +55,15 @@ impl Scope {
             || path
                 .parse()
                 .is_ok_and(|path: PathPrefix| route.prefix.covers(path.as_str()))
+    }
+
+    /// The host that a key belongs to, in one spelling if it is a good one.
+    pub(super) fn host_of(&self, key: &[u8]) -> String {
+        let rest = key.strip_prefix(self.prefix.as_bytes()).unwrap_or(key);
+        let rest = String::from_utf8_lossy(rest);
+        let host = rest.split('/').next().unwrap_or_default();
+        host.parse()
+            .map_or_else(|_| host.to_owned(), |host: HostPattern| host.to_string())
     }
 
     /// As it was named, for people.
