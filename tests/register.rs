@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use etcd_client::GetOptions;
+use etcd_client::{Client, ConnectOptions, GetOptions, Permission, PermissionType};
 use tokio::time::timeout;
 use waypost::fleet::change::ChangeRecord;
 
@@ -213,6 +213,40 @@ async fn an_etcd_that_is_gone_at_the_end_holds_nobody_up() {
     register.signal("HUP");
     let code = timeout(Duration::from_secs(4), register.wait_exit()).await;
     assert_eq!(code, Ok(Some(0)), "nothing was written, nothing is removed");
+}
+
+#[tokio::test]
+async fn without_the_right_to_a_barrier_it_goes_without_one() {
+    let etcd = EtcdCluster::start(1).await;
+    let mut root = etcd.client();
+    root.user_add("root", "root", None).await.unwrap();
+    root.role_add("root").await.unwrap();
+    root.user_grant_role("root", "root").await.unwrap();
+    root.user_add("blog", "secret", None).await.unwrap();
+    root.role_add("blog").await.unwrap();
+    for prefix in ["/hosts/a.test/", "/waypost/hosts/"] {
+        let right = Permission::new(PermissionType::Readwrite, prefix).with_prefix();
+        root.role_grant_permission("blog", right).await.unwrap();
+    }
+    root.user_grant_role("blog", "blog").await.unwrap();
+    root.auth_enable().await.unwrap();
+    let login = ConnectOptions::new().with_user("root", "root");
+    let mut root = Client::connect(etcd.endpoints(), Some(login))
+        .await
+        .unwrap();
+
+    let password = etcd.directory().join("password");
+    std::fs::write(&password, "secret").unwrap();
+    let password = password.display().to_string();
+    let login = ["--etcd-user", "blog", "--etcd-password-file", &password];
+    let arguments = [&["a.test", "b:80"][..], &login].concat();
+    let mut register = Register::start(&etcd.endpoints(), &arguments);
+    register.log().until("registered").await;
+    register.signal("TERM");
+    assert_eq!(register.wait_exit().await, Some(1), "nobody vouches");
+    register.log().until("a barrier is refused").await;
+    let left = root.get("/hosts/a.test/b:80", None).await.unwrap();
+    assert!(left.kvs().is_empty());
 }
 
 #[tokio::test]

@@ -210,7 +210,7 @@ async fn end(
         Ok(removed) => removed,
         Err(code) => return Ok(ExitCode::from(code)),
     };
-    let (mut is_done, barrier) = report(removed);
+    let (mut is_done, barrier) = report(removed, drain);
     if let (Some(barrier), Event::Stop(_)) = (barrier, last) {
         tokio::select! {
             drained = drain_by(barrier) => is_done &= drained,
@@ -243,12 +243,12 @@ async fn settle<T>(
     }
 }
 
-/// Whether the key is certainly gone, and what waits for the instances.
-fn report(removed: Option<Withdrawal<'_>>) -> (bool, Option<Barrier<'_>>) {
+/// Whether the key is certainly gone and nothing else was asked for, or what waits for the instances.
+fn report(removed: Option<Withdrawal<'_>>, drain: Option<Duration>) -> (bool, Option<Barrier<'_>>) {
     match removed {
         Some(Withdrawal::Deleted { revision, barrier }) => {
             info!(revision, "the upstream is removed");
-            (true, barrier)
+            (drain.is_none() || barrier.is_some(), barrier)
         }
         Some(Withdrawal::NotOurs) => {
             info!("the key was not ours (any more): it is left as it is");
