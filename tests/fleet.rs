@@ -256,6 +256,28 @@ async fn an_instance_that_joins_answers_but_is_not_waited_for() {
     assert_nothing_left(&etcd, "/hosts/").await;
 }
 
+/// Both the command and the instances turn to another member.
+#[tokio::test]
+async fn a_member_of_etcd_may_end_while_somebody_waits() {
+    let mut etcd = EtcdCluster::start(3).await;
+    let (one, two) = (instance(&etcd).await, instance(&etcd).await);
+    for member in 0..3 {
+        one.signal("STOP");
+        let name = format!("{member}:80");
+        let put = Begun::new(&etcd, &["put", "a.test", &format!("a{name}"), "--wait"]).await;
+        etcd.kill(member);
+        one.signal("CONT");
+        let ended = put.ended().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(
+            ended.stdout.ends_with("served by 2 instances\n"),
+            "{ended:?}"
+        );
+        etcd.restart(member).await;
+    }
+    drop(two);
+}
+
 #[tokio::test]
 async fn a_fleet_knows_nothing_of_another_below_another_prefix() {
     let etcd = EtcdCluster::start(1).await;

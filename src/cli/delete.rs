@@ -119,8 +119,12 @@ impl Delete {
             return Ok(None);
         };
         super::print(&format!("revision {}\n", barrier.revision))?;
+        let lost_may = match &*self.upstream {
+            "@settings" => "go by them".to_owned(),
+            upstream => format!("use {upstream}"),
+        };
         let subject = Subject {
-            lost_may: &format!("use {}", self.upstream),
+            lost_may: &lost_may,
             stays: "the key stays deleted",
             expect: self.waiting.expect,
         };

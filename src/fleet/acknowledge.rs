@@ -93,7 +93,7 @@ impl Acknowledger {
             Some(key) => self.others_at(key.clone()).await,
             None => Vec::new(),
         };
-        let (mut told, mut told_at) = (None, Instant::now());
+        let (mut told, mut told_at, mut times) = (None, Instant::now(), 0);
         let mut look = FIRST_LOOK;
         while requests > 0 {
             if told.is_none() || (told != Some(requests) && told_at.elapsed() >= TELL_EVERY) {
@@ -102,9 +102,13 @@ impl Acknowledger {
                     also: also.clone(),
                     ..Acknowledgement::default()
                 };
-                match self.tell(&barrier.id, barrier.lease, &progress).await {
-                    Ok(true) => {}
-                    Ok(false) => return,
+                // One that is under way when we leave must not come after the last word.
+                let before = Some(times);
+                match self
+                    .tell(&barrier.id, barrier.lease, &progress, before)
+                    .await
+                {
+                    Ok(is_told) => times += i64::from(is_told),
                     Err(fault) => debug!(%fault, "could not tell how far a drain is"),
                 }
                 (told, told_at) = (Some(requests), Instant::now());
@@ -130,7 +134,7 @@ impl Acknowledger {
 
     async fn tell_surely(&self, barrier: &OpenBarrier, answer: &Acknowledgement) {
         let mut failures = 0;
-        while let Err(fault) = self.tell(&barrier.id, barrier.lease, answer).await {
+        while let Err(fault) = (self.tell(&barrier.id, barrier.lease, answer, None)).await {
             failures += 1;
             if failures == 1 {
                 warn!(barrier = %barrier.id, error = %fault, "could not acknowledge a barrier; trying again");
@@ -140,12 +144,13 @@ impl Acknowledger {
         debug!(barrier = %barrier.id, "barrier acknowledged");
     }
 
-    /// Tells, if the barrier still stands; whether it did.
+    /// Tells, if the barrier still stands, and if it was told as many times `before` as is given; whether that is so.
     async fn tell(
         &self,
         barrier: &str,
         lease: i64,
         answer: &Acknowledgement,
+        before: Option<i64>,
     ) -> Result<bool, Fault> {
         let value = serde_json::to_vec(answer)
             .map_err(|error| Fault::Unreachable(format!("writing JSON: {error}")))?;
@@ -155,9 +160,12 @@ impl Acknowledger {
             self.id
         );
         let stands = barrier::key(&self.prefix, barrier);
+        let mut conditions = vec![Compare::version(stands, CompareOp::Greater, 0)];
+        conditions
+            .extend(before.map(|times| Compare::version(key.as_str(), CompareOp::Equal, times)));
         let options = PutOptions::new().with_lease(lease);
         let txn = Txn::new()
-            .when([Compare::version(stands, CompareOp::Greater, 0)])
+            .when(conditions)
             .and_then([TxnOp::put(key, value, Some(options))]);
         match self.reach.call(async |etcd| etcd.txn(txn).await).await {
             Ok(answer) => Ok(answer.succeeded()),
@@ -172,7 +180,8 @@ impl Acknowledger {
             let open = self.live.barriers.borrow();
             open.get(id).and_then(|barrier| barrier.rejection.clone())
         };
-        self.tell(id, lease, &done(rejected)).await.map(|_| ())
+        let answer = done(rejected);
+        self.tell(id, lease, &answer, None).await.map(|_| ())
     }
 }
 

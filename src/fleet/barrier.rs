@@ -28,6 +28,9 @@ const MARGIN: Duration = Duration::from_secs(10);
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
+/// Each look reads every answer, so a large fleet is looked at less often.
+const LOOK_PER_INSTANCE: Duration = Duration::from_micros(200);
+
 /// Between two tries at an etcd that fails.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
@@ -183,6 +186,8 @@ impl Barrier<'_> {
 
     async fn answers(&self) -> Result<Report> {
         let instances = self.instances().await?;
+        let count = u32::try_from(instances.len()).unwrap_or(u32::MAX);
+        let longest = LONGEST_LOOK.max(LOOK_PER_INSTANCE * count);
         let mut tally = Tally::of(instances);
         let mut fault = None;
         let (mut look, mut failures) = (FIRST_LOOK, 0);
@@ -191,7 +196,7 @@ impl Barrier<'_> {
             let pause = match looked {
                 Ok(Ok(Sight::Standing)) => {
                     (fault, failures) = (None, 0);
-                    look = (look * 3 / 2).min(LONGEST_LOOK);
+                    look = (look * 3 / 2).min(longest);
                     look
                 }
                 Ok(Ok(Sight::PutAgain(at))) => {

@@ -84,3 +84,86 @@ impl Barriers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::live::Status;
+
+    fn live() -> Arc<Live> {
+        Live::new(Status {
+            kind: "etcd",
+            connected: true,
+            location: String::new(),
+            stale_since: None,
+            observed: None,
+            error: None,
+        })
+    }
+
+    fn entry(key: &str, value: &str, mod_revision: i64) -> Entry {
+        Entry {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            mod_revision,
+            lease: 7,
+        }
+    }
+
+    fn barrier(id: &str) -> Entry {
+        entry(&barrier::key("/hosts/", id), "{}", 5)
+    }
+
+    fn open(live: &Live) -> Vec<String> {
+        let open = live.barriers.borrow();
+        open.keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn barriers_are_passed_on_with_the_swap_and_taken_back() {
+        let (live, rejections) = (live(), Rejections::default());
+        let mut barriers = Barriers::default();
+        barriers.put("/hosts/", &barrier("a"));
+        barriers.put("/hosts/", &barrier("b"));
+        barriers.put("/hosts/", &entry("/hosts/@waypost/pulse", "", 5));
+        assert!(open(&live).is_empty(), "before the swap");
+        barriers.publish(&live, &rejections);
+        assert_eq!(open(&live), ["a", "b"]);
+
+        let mut news = live.barriers.subscribe();
+        barriers.put("/hosts/", &barrier("a"));
+        barriers.publish(&live, &rejections);
+        assert!(
+            !news.has_changed().unwrap(),
+            "a resumed watch repeats itself"
+        );
+        barriers.delete("/hosts/", &barrier("a").key);
+        barriers.put("/hosts/", &barrier("c"));
+        barriers.delete("/hosts/", &barrier("c").key);
+        barriers.publish(&live, &rejections);
+        assert_eq!(open(&live), ["b"]);
+        assert!(news.borrow_and_update().contains_key("b"));
+
+        barriers.put("/hosts/", &barrier("d"));
+        barriers.retain("/hosts/", &[barrier("e"), entry("/hosts/a/b:80", "", 1)]);
+        barriers.put("/hosts/", &barrier("e"));
+        barriers.publish(&live, &rejections);
+        assert_eq!(open(&live), ["e"], "after a snapshot");
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_kept() {
+        let (live, rejections) = (live(), Rejections::default());
+        let mut barriers = Barriers::default();
+        for id in 0..MOST + 5 {
+            barriers.put("/hosts/", &barrier(&id.to_string()));
+            if id % 100 == 0 {
+                barriers.publish(&live, &rejections);
+            }
+        }
+        barriers.publish(&live, &rejections);
+        assert_eq!(open(&live).len(), MOST);
+    }
+}
