@@ -46,7 +46,14 @@ impl Client {
     }
 
     pub async fn get(&mut self, host: &str, path: &str) -> Result<Answer, String> {
-        let request = Request::get(path)
+        self.ask("GET", host, path).await
+    }
+
+    /// Any method, without a body.
+    pub async fn ask(&mut self, method: &str, host: &str, path: &str) -> Result<Answer, String> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", host)
             .body(Empty::new())
             .map_err(|error| format!("request: {error}"))?;
@@ -102,8 +109,22 @@ impl Load {
         Self::paced(addresses, hosts, Duration::ZERO)
     }
 
+    /// The same with requests that take their time, and that nobody may repeat.
+    pub fn of_posts(addresses: &[SocketAddr], hosts: &[&str]) -> Self {
+        Self::of(addresses, hosts, ("POST", "/slow"), Duration::ZERO)
+    }
+
     /// As [`Self::start`], and every client pauses this long after each answer.
     pub fn paced(addresses: &[SocketAddr], hosts: &[&str], pause: Duration) -> Self {
+        Self::of(addresses, hosts, ("GET", "/"), pause)
+    }
+
+    fn of(
+        addresses: &[SocketAddr],
+        hosts: &[&str],
+        asks: (&'static str, &'static str),
+        pause: Duration,
+    ) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let mut clients = JoinSet::new();
         for number in 0..6 {
@@ -111,6 +132,7 @@ impl Load {
                 address: addresses[number % addresses.len()],
                 hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
                 keeps: number % 3 != 0,
+                asks,
                 pause,
                 tally: tally.clone(),
             };
@@ -145,6 +167,8 @@ struct Asker {
     address: SocketAddr,
     hosts: Vec<String>,
     keeps: bool,
+    /// Method and path.
+    asks: (&'static str, &'static str),
     pause: Duration,
     tally: Arc<Mutex<Tally>>,
 }
@@ -188,7 +212,8 @@ impl Asker {
             Some(client) if is_open => client,
             _ => Client::connect(self.address).await?,
         };
-        let answer = client.get(host, "/").await?;
+        let (method, path) = self.asks;
+        let answer = client.ask(method, host, path).await?;
         if answer.status() != 200 {
             let why = answer.headers().get("proxy-status").cloned();
             return Err(format!("{} {why:?}", answer.status()));

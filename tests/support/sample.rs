@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +23,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-/// Answers 200 with its address; `/hold` before the head and `/stream` in mid-body wait for [`Sample::release`].
+/// How long `/slow` takes.
+const SLOW: Duration = Duration::from_millis(20);
+
+/// Answers 200 with its address, `/slow` after 20 ms; `/hold` before the head and `/stream` in mid-body wait for [`Sample::release`].
 /// Printed, it is its address.
 pub struct Sample {
     address: SocketAddr,
@@ -109,8 +113,10 @@ async fn answer(
     state.hits.fetch_add(1, Ordering::Relaxed);
     let path = request.uri().path().to_owned();
     let _ = request.into_body().collect().await;
-    if path == "/hold" {
-        state.hold().await;
+    match path.as_str() {
+        "/hold" => state.hold().await,
+        "/slow" => tokio::time::sleep(SLOW).await,
+        _ => {}
     }
     let whole = Bytes::from(state.name.clone());
     let body = match path.as_str() {
