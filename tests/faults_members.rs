@@ -53,12 +53,14 @@ async fn every_member_killed_and_back_loses_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_killed_loses_no_request_and_the_next_change_is_prompt() {
     let mut rig = Rig::of(3).await;
-    for _ in 0..soak::rounds(2, 20) {
+    let mut took = Vec::new();
+    for _ in 0..soak::rounds(3, 20) {
         let leader = rig.etcd.leader().await;
         rig.etcd.kill(leader);
-        rig.change(PROMPT).await;
+        took.push(rig.change(RETURN).await);
         rig.etcd.restart(leader).await;
     }
+    assert_prompt(took);
     assert_eq!(rig.reads(), 1);
     rig.finish().await;
 }
@@ -67,16 +69,25 @@ async fn a_leader_killed_loses_no_request_and_the_next_change_is_prompt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_no_request_and_the_next_change_is_prompt() {
     let mut rig = Rig::of(3).await;
+    let mut took = Vec::new();
     for _ in 0..soak::rounds(1, 10) {
         for member in 0..3 {
             rig.etcd.stop(member).await;
-            rig.change(PROMPT).await;
+            took.push(rig.change(RETURN).await);
             rig.etcd.restart(member).await;
-            rig.change(PROMPT).await;
+            took.push(rig.change(RETURN).await);
         }
     }
+    assert_prompt(took);
     assert_eq!(rig.reads(), 1);
     rig.finish().await;
+}
+
+/// Most changes are; an election on a busy machine may take longer than one call waits (3 s), and then the next member
+/// is asked.
+fn assert_prompt(mut took: Vec<Duration>) {
+    took.sort_unstable();
+    assert!(took[took.len() / 2] < PROMPT, "{took:?}");
 }
 
 /// Its sockets stay open and say nothing, whatever is written meanwhile.
@@ -117,13 +128,15 @@ async fn an_etcd_that_is_gone_is_tried_less_and_less_often() {
     let before = link.tries();
     link.cut();
     let cut = Instant::now();
-    let tries = soak::rounds(6, 10);
+    // Two try: the watch, and the instance's registration, which may wait 5 s at most.
+    let (tries, least) = match soak::is_soak() {
+        false => (10, Duration::from_millis(50) * (1 + 2 + 4 + 8 + 16)),
+        true => (24, Duration::from_secs(15)),
+    };
     within(Duration::from_secs(120), "it tries again", async || {
-        link.tries() >= before + 1 + tries
+        link.tries() >= before + tries
     })
     .await;
-    let least = Duration::from_millis(50) * (2_u32.pow(tries as u32) - 1);
-    let least = least.min(Duration::from_secs(30));
     assert!(cut.elapsed() >= least, "{:?} < {least:?}", cut.elapsed());
     link.mend(&rig.etcd.endpoints()[0]);
     rig.change(RETURN).await;

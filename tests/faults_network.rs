@@ -106,7 +106,7 @@ fn a_lagging_follower_that_is_asked_first_is_no_false_alarm() {
         for _ in 0..soak::rounds(1, 6) {
             network.drop_packets(Between::Others(lagging));
             put_beside(&rig, lagging).await;
-            rig.until_status("beside.test", 200, PROMPT).await;
+            rig.until_status("beside.test", 200, TAKEOVER).await;
             link.cut();
             rig.until_stale(PROMPT).await;
             let tries = link.tries();
@@ -118,9 +118,9 @@ fn a_lagging_follower_that_is_asked_first_is_no_false_alarm() {
             rig.until_stale(PROMPT).await;
             network.mend();
             rig.until_fresh(TAKEOVER).await;
-            rig.until_status("beside.test", 200, PROMPT).await;
+            rig.until_status("beside.test", 200, TAKEOVER).await;
             rig.etcd.delete(&beside(&rig)).await;
-            rig.until_status("beside.test", 404, PROMPT).await;
+            rig.until_status("beside.test", 404, TAKEOVER).await;
             link.mend(&rig.etcd.endpoints()[leader]);
         }
         assert_eq!(rig.reads(), 1, "nothing was read anew");
