@@ -27,8 +27,9 @@ use crate::{
     source::{Change, Entry, Update},
 };
 
-/// After an unpinned read, a watch this quiet has brought what it had: etcd serves a late watch every 100 ms.
-const CAUGHT_UP: Duration = Duration::from_secs(1);
+/// After an unpinned read, a watch this quiet may have brought what it had, for etcd serves a late watch every 100 ms.
+/// Or its member lags, and the pages show what is still to come: only another read tells.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What is done over one connection.
 pub(super) struct Session<'a, C> {
@@ -168,7 +169,7 @@ impl<C: Connect> Session<'_, C> {
                     }
                 }
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
-                    self.ring(assembly.revision()).await?
+                    self.ring()?
                 }
             };
             match step {
@@ -200,20 +201,17 @@ impl<C: Connect> Session<'_, C> {
     fn wakes_at(&self) -> Option<Instant> {
         match &self.state {
             _ if !self.is_standing => Some(Instant::now() + CALL_TIME),
-            State::CatchingUp { .. } => Some(Instant::now() + CAUGHT_UP),
+            State::CatchingUp { .. } => Some(Instant::now() + QUIET),
             State::Watching(_) => self.vigil.wakes_at(),
             State::Snapshot(_) => None,
         }
     }
 
-    /// The watch was silent until now, and has brought everything up to this revision.
-    async fn ring(&mut self, up_to: Revision) -> Result<Step, Fault> {
+    /// The watch was silent until now.
+    fn ring(&mut self) -> Result<Step, Fault> {
         match &self.state {
             _ if !self.is_standing => Err(silent("starting the watch")),
-            State::CatchingUp { .. } => {
-                self.publish_caught_up(up_to).await?;
-                Ok(Step::Rest)
-            }
+            State::CatchingUp { reason, .. } => Ok(Step::Reread(*reason)),
             State::Watching(known) => Ok(self.vigil.ring(Instant::now(), known)),
             State::Snapshot(_) => Ok(Step::Rest),
         }
@@ -276,10 +274,7 @@ impl<C: Connect> Session<'_, C> {
             }
             State::CatchingUp { catch_up, .. } => {
                 catch_up.add(changes);
-                if up_to >= catch_up.through {
-                    self.publish_caught_up(up_to).await?;
-                }
-                Ok(())
+                self.catch_up(up_to).await
             }
             State::Snapshot(_) => Ok(()),
         }
@@ -291,17 +286,22 @@ impl<C: Connect> Session<'_, C> {
                 known.revision = up_to;
                 self.send(Update::Progress { revision: up_to }).await
             }
-            // A notice comes only once the watch has nothing left to bring.
-            State::CatchingUp { .. } => self.publish_caught_up(up_to).await,
+            State::CatchingUp { .. } => self.catch_up(up_to).await,
             State::Snapshot(_) => Ok(()),
         }
     }
 
-    async fn publish_caught_up(&mut self, revision: Revision) -> Result<(), Fault> {
+    /// The watch has brought everything up to this revision. Passed on is what no page shows more of.
+    async fn catch_up(&mut self, revision: Revision) -> Result<(), Fault> {
         let state = std::mem::replace(self.state, State::Snapshot(Reread::Start));
-        let State::CatchingUp { catch_up, reason } = state else {
-            *self.state = state;
-            return Ok(());
+        let (catch_up, reason) = match state {
+            State::CatchingUp { catch_up, reason } if catch_up.through <= revision => {
+                (catch_up, reason)
+            }
+            state => {
+                *self.state = state;
+                return Ok(());
+            }
         };
         let cluster_id = catch_up.cluster_id;
         self.publish_snapshot(catch_up.into_entries(), revision, cluster_id, reason)
