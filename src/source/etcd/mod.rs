@@ -21,6 +21,8 @@ mod reconcile;
 mod report;
 mod retry;
 mod session;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 mod vigil;
 

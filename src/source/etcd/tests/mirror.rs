@@ -1,0 +1,125 @@
+//! What the source told, taken in by the simplest means and held against the history.
+
+use bytes::Bytes;
+use tokio::time::{Duration, Instant};
+
+use super::{
+    model::{History, Keys},
+    random_keys::{Known, Version},
+};
+use crate::{
+    live::Live,
+    route::Revision,
+    source::{self, Change, Entry, Update},
+};
+
+/// How long deletions are held at least.
+const HELD: Duration = Duration::from_secs(30);
+
+/// What the source told so far.
+#[derive(Default)]
+pub struct Mirror {
+    /// As it is.
+    pub keys: Keys,
+    /// As the publisher must know it.
+    pub known: Known,
+    pub revision: Revision,
+    /// Since when there was no change among the keys that are held, if there are any.
+    held_since: Option<Instant>,
+    /// The first update that was wrong.
+    pub wrong: Option<String>,
+}
+
+impl Mirror {
+    /// After every update, the keys are those of the revision it names, in one of the histories: no revision is ever
+    /// split, skipped or mixed with another.
+    pub fn take(&mut self, update: &Update, histories: &[History]) -> Result<(), String> {
+        let before = self.revision;
+        let held = self.known.held();
+        match update {
+            Update::Snapshot {
+                entries,
+                revision,
+                history,
+            } => {
+                self.keys = (entries.iter())
+                    .map(|entry| (entry.key.clone(), entry.clone()))
+                    .collect();
+                let versions = entries.iter().map(|entry| (&*entry.key, version(entry)));
+                let is_another = *history == source::History::Another;
+                self.known.replace(versions, is_another);
+                self.revision = *revision;
+            }
+            Update::Changes { changes, revision } => {
+                changes.iter().for_each(|change| self.follow(change));
+                let revisions = changes.iter().map(Change::mod_revision);
+                let is_ordered = revisions.clone().is_sorted();
+                if !is_ordered || revisions.max() != Some(*revision) {
+                    return Err(format!("changes out of order: {update:?}"));
+                }
+                self.revision = *revision;
+            }
+            Update::Progress { revision } => self.revision = *revision,
+        }
+        let now_held = self.known.held();
+        if now_held != held {
+            self.held_since = (!now_held.is_empty()).then(Instant::now);
+        }
+        if self.revision < before && !matches!(update, Update::Snapshot { .. }) {
+            return Err(format!("from {before} back to {}", self.revision));
+        }
+        let is_this = |history: &History| history.at(self.revision) == Some(&self.keys);
+        if !histories.iter().rev().any(is_this) {
+            let there = histories
+                .last()
+                .and_then(|history| history.at(self.revision));
+            return Err(format!(
+                "{update:?}\nafter {before} left\n{}\nbut at {} there was\n{}",
+                listed(Some(&self.keys)),
+                self.revision,
+                listed(there)
+            ));
+        }
+        Ok(())
+    }
+
+    /// The publisher may let go of what it held long enough.
+    pub fn see_held(&mut self, live: &Live) {
+        let is_due = (self.held_since).is_some_and(|since| since.elapsed() >= HELD);
+        if is_due && live.held.load().is_empty() {
+            self.let_go();
+        }
+    }
+
+    pub fn let_go(&mut self) {
+        self.known.let_go();
+        self.held_since = None;
+    }
+
+    fn follow(&mut self, change: &Change) {
+        match change {
+            Change::Put(entry) => {
+                self.keys.insert(entry.key.clone(), entry.clone());
+                self.known.put(&entry.key, version(entry));
+            }
+            Change::Delete { key, .. } => {
+                self.keys.remove(key);
+                self.known.delete(key);
+            }
+        }
+    }
+}
+
+fn version(entry: &Entry) -> Version {
+    Version {
+        value: entry.value.to_vec(),
+        mod_revision: entry.mod_revision,
+    }
+}
+
+fn listed(keys: Option<&Keys>) -> String {
+    let line = |(key, entry): (&Bytes, &Entry)| {
+        format!("  {key:?} {:?} {}\n", entry.value, entry.mod_revision)
+    };
+    keys.into_iter().flatten().map(line).collect()
+}
