@@ -48,3 +48,4 @@ mod rollback;
 mod routes_live;
 mod start_up;
 mod support;
+mod torn_reads;
