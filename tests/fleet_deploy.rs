@@ -16,13 +16,13 @@ async fn five_deploys_in_a_row_lose_nothing() {
     let put = put(&etcd, &old).await;
     assert!(put.ends_with("served by 2 instances\n"), "{put}");
     let load = Load::of_posts(&[one.address(), two.address()], &["a.test"]);
-    load.more(60).await;
+    load.more(12).await;
     let mut names = vec![old.to_string()];
     for _ in 0..5 {
         let new = Sample::start().await;
         names.push(new.to_string());
         self::put(&etcd, &new).await;
-        load.more(60).await;
+        load.more(12).await;
         let words = [
             "delete",
             "a.test",
@@ -35,7 +35,7 @@ async fn five_deploys_in_a_row_lose_nothing() {
         assert_eq!(delete.code, Some(0), "{delete:?}");
         // Its listener and every connection to it are gone with it.
         drop(std::mem::replace(&mut old, new));
-        load.more(60).await;
+        load.more(12).await;
     }
     let tally = load.finish().await;
     for name in names {

@@ -23,10 +23,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-/// How long `/slow` takes.
-const SLOW: Duration = Duration::from_millis(20);
+/// How long `/slow` takes: longer than a command takes to end once it knows that it may.
+const SLOW: Duration = Duration::from_millis(300);
 
-/// Answers 200 with its address, `/slow` after 20 ms; `/hold` before the head and `/stream` in mid-body wait for [`Sample::release`].
+/// Answers 200 with its address, `/slow` after 300 ms; `/hold` before the head and `/stream` in mid-body wait for [`Sample::release`].
 /// Printed, it is its address.
 pub struct Sample {
     address: SocketAddr,
