@@ -37,7 +37,7 @@ pub struct OpenBarrier {
     pub revision: Revision,
     /// What it asks, or why that can't be read.
     pub question: Result<Question, String>,
-    /// Why the key it asks about is not in force as written.
+    /// Why what it asks about is not in force as etcd has it: then nothing is waited for.
     pub rejection: Option<String>,
 }
 

@@ -87,7 +87,8 @@ impl Acknowledger {
                 return self.tell_surely(barrier, &done(rejected)).await;
             }
         };
-        let key = question.key.as_ref().filter(|_| question.drain);
+        let drains = question.drain && barrier.rejection.is_none();
+        let key = question.key.as_ref().filter(|_| drains);
         let mut requests = self.gate.pass(key).await;
         let also = match key {
             Some(key) => self.others_at(key.clone()).await,

@@ -389,7 +389,8 @@ impl Publisher {
         }
         self.metrics.control_plane.revision.set(revision);
         self.live.applied.send_replace(Some(revision));
-        self.barriers.publish(&self.live, &self.rejections);
+        self.barriers
+            .publish(&self.live, &self.rejections, &self.held);
     }
 }
 

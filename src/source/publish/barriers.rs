@@ -5,9 +5,9 @@ use std::{collections::HashSet, sync::Arc};
 use imbl::OrdMap;
 use tracing::warn;
 
-use super::{super::Entry, rejections::Rejections};
+use super::{super::Entry, held::Held, rejections::Rejections};
 use crate::{
-    barrier::{self, OpenBarrier},
+    barrier::{self, OpenBarrier, Question},
     live::Live,
 };
 
@@ -68,21 +68,30 @@ impl Barriers {
     }
 
     /// Tells readers, if there is news; the table that covers it is the current one already.
-    pub(super) fn publish(&mut self, live: &Live, rejections: &Rejections) {
+    pub(super) fn publish(&mut self, live: &Live, rejections: &Rejections, held: &Held) {
         self.is_changed |= !self.new.is_empty();
         for mut barrier in self.new.drain(..) {
-            let key = barrier
-                .question
-                .as_ref()
-                .ok()
-                .and_then(|question| question.key.as_ref());
-            barrier.rejection = key.and_then(|key| rejections.reason(key.as_bytes()));
+            let question = barrier.question.as_ref().ok();
+            barrier.rejection = question.and_then(|asked| rejection(asked, rejections, held));
             self.open.insert(barrier.id.clone(), Arc::new(barrier));
         }
         if std::mem::take(&mut self.is_changed) {
             live.barriers.send_replace(self.open.clone());
         }
     }
+}
+
+/// Why what is asked about is not in force as etcd has it.
+fn rejection(question: &Question, rejections: &Rejections, held: &Held) -> Option<String> {
+    let what = match &question.key {
+        Some(key) if held.has(key) => "its deletion is held",
+        Some(key) => return rejections.reason(key.as_bytes()),
+        None if held.is_empty() => return None,
+        None => "deletions are held",
+    };
+    Some(format!(
+        "{what}, because etcd was wiped, restored or exchanged: `waypost accept` applies it"
+    ))
 }
 
 #[cfg(test)]
@@ -129,12 +138,12 @@ mod tests {
         barriers.put("/hosts/", &barrier("b"));
         barriers.put("/hosts/", &entry("/hosts/@waypost/pulse", "", 5));
         assert!(open(&live).is_empty(), "before the swap");
-        barriers.publish(&live, &rejections);
+        barriers.publish(&live, &rejections, &Held::default());
         assert_eq!(open(&live), ["a", "b"]);
 
         let mut news = live.barriers.subscribe();
         barriers.put("/hosts/", &barrier("a"));
-        barriers.publish(&live, &rejections);
+        barriers.publish(&live, &rejections, &Held::default());
         assert!(
             !news.has_changed().unwrap(),
             "a resumed watch repeats itself"
@@ -142,14 +151,14 @@ mod tests {
         barriers.delete("/hosts/", &barrier("a").key);
         barriers.put("/hosts/", &barrier("c"));
         barriers.delete("/hosts/", &barrier("c").key);
-        barriers.publish(&live, &rejections);
+        barriers.publish(&live, &rejections, &Held::default());
         assert_eq!(open(&live), ["b"]);
         assert!(news.borrow_and_update().contains_key("b"));
 
         barriers.put("/hosts/", &barrier("d"));
         barriers.retain("/hosts/", &[barrier("e"), entry("/hosts/a/b:80", "", 1)]);
         barriers.put("/hosts/", &barrier("e"));
-        barriers.publish(&live, &rejections);
+        barriers.publish(&live, &rejections, &Held::default());
         assert_eq!(open(&live), ["e"], "after a snapshot");
     }
 
@@ -160,10 +169,10 @@ mod tests {
         for id in 0..MOST + 5 {
             barriers.put("/hosts/", &barrier(&id.to_string()));
             if id % 100 == 0 {
-                barriers.publish(&live, &rejections);
+                barriers.publish(&live, &rejections, &Held::default());
             }
         }
-        barriers.publish(&live, &rejections);
+        barriers.publish(&live, &rejections, &Held::default());
         assert_eq!(open(&live).len(), MOST);
     }
 }

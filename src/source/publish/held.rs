@@ -65,6 +65,10 @@ impl Held {
         self.keys.contains(key)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     fn add(&mut self, key: Arc<str>) {
         self.keys.insert(key);
         self.changed();

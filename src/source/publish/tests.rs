@@ -140,7 +140,7 @@ fn entry(key: &str, value: &str, mod_revision: Revision) -> Entry {
         key: full(key),
         value: Bytes::copy_from_slice(value.as_bytes()),
         mod_revision,
-        lease: 0,
+        lease: 7,
     }
 }
 
@@ -756,4 +756,53 @@ async fn a_held_key_that_comes_back_bad_is_rejected_and_its_last_good_version_st
     );
     bench.delete(key, 4).await;
     assert_eq!((bench.hosts(), bench.rejected().len()), (0, 0));
+}
+
+/// The key is served on, so nobody may be told that it is gone, or that all of this revision is in force.
+#[tokio::test]
+async fn a_barrier_behind_a_held_deletion_is_not_passed() {
+    let bench = Bench::start();
+    let (lost, kept) = (
+        ("lost.example/10.0.0.1:80", "", 8),
+        ("kept.example/10.0.0.1:80", "", 9),
+    );
+    bench.snapshot(9, &[lost, kept]).await;
+    let barriers = [
+        ("@waypost/barriers/any", "{}", 4),
+        (
+            "@waypost/barriers/kept",
+            r#"{"key": "/hosts/kept.example/10.0.0.1:80"}"#,
+            4,
+        ),
+        (
+            "@waypost/barriers/lost",
+            r#"{"key": "/hosts/lost.example/10.0.0.1:80", "drain": true}"#,
+            4,
+        ),
+    ];
+    bench.another(4, &[&[kept], &barriers[..]].concat()).await;
+    assert_eq!(bench.held(), ["/hosts/lost.example/10.0.0.1:80"]);
+    let rejection = async |id: &str| {
+        let mut open = bench.live.barriers.subscribe();
+        let open = open.wait_for(|open| open.contains_key(id)).await.unwrap();
+        open[id].rejection.clone()
+    };
+    for (id, expected) in [
+        ("any", Some("deletions are held")),
+        ("kept", None),
+        ("lost", Some("its deletion is held")),
+    ] {
+        let rejection = rejection(id).await;
+        let is_so = match expected {
+            Some(text) => rejection
+                .as_ref()
+                .is_some_and(|said| said.starts_with(text)),
+            None => rejection.is_none(),
+        };
+        assert!(is_so, "{id}: {rejection:?}");
+    }
+
+    assert_eq!(bench.acceptance.accept().await, Some(1));
+    bench.put("@waypost/barriers/later", "{}", 5).await;
+    assert_eq!(rejection("later").await, None);
 }
