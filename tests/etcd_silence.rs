@@ -94,13 +94,7 @@ async fn a_full_etcd_is_looked_at_by_reads() {
     let etcd = EtcdCluster::start_with(1, options).await;
     etcd.put("/hosts/a/a:80", "").await;
     etcd.put("/hosts/b/b:80", "").await;
-    let mut refusal = None;
-    while refusal.is_none() {
-        let mut client = etcd.client();
-        let put = client.put("/elsewhere", vec![b'x'; 400_000], None).await;
-        refusal = put.err().map(|error| error.to_string());
-    }
-    assert!(refusal.unwrap().contains("database space exceeded"));
+    etcd.fill().await;
     let link = DeafLink::to(&etcd.endpoints()[0]).await;
     let mut follower = follow(&etcd, &link, PACE);
     follower

@@ -168,13 +168,7 @@ async fn a_full_etcd_is_followed_on() {
     let gone = key("gone.test", &rig.samples[0]);
     rig.etcd.put(&gone, "").await;
     rig.until_status("gone.test", 200, LIMIT).await;
-    let mut client = rig.etcd.client();
-    let mut refusal = None;
-    while refusal.is_none() {
-        let put = client.put("/elsewhere", vec![b'x'; 400_000], None).await;
-        refusal = put.err().map(|error| error.to_string());
-    }
-    assert!(refusal.unwrap().contains("database space exceeded"));
+    rig.etcd.fill().await;
 
     let uptime = async || rig.waypost.api("/api/status").await["uptime_seconds"].as_f64();
     let (begun, length) = (uptime().await.unwrap(), soak::seconds(2, 120));

@@ -23,6 +23,7 @@ mod faults_scale;
 mod fleet;
 mod fleet_deploy;
 mod fleet_drain;
+mod fleet_joining;
 mod held_deletes;
 mod history;
 mod http2;

@@ -1,7 +1,7 @@
 //! This instance as the fleet knows it: registered from before its first read of the routes until it has answered
 //! the last barrier.
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use tokio::{
@@ -26,8 +26,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// How long the first read of the routes waits for the registration. An etcd that is slower will be slow to be read.
-const REGISTER_TIME: Duration = Duration::from_secs(3);
+/// How long the first read of the routes waits for the registration: for a member that is silent, and another after it.
+const REGISTER_TIME: Duration = Duration::from_secs(4);
 
 /// How long leaving may take: whoever waits for us learns the rest from the lease's end.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
@@ -87,12 +87,12 @@ impl Instance {
         })
     }
 
-    /// Ends when registering has been tried once, or etcd is slow about it: before that, routes are not to be read.
+    /// Ends when this instance is registered, etcd refuses that, or 4 s are over: before that, routes are not to be
+    /// read.
     pub fn tried(&self) -> impl Future<Output = ()> + use<> {
         let mut standing = self.standing.clone();
         async move {
-            let tried = standing.wait_for(|standing| *standing != Standing::New);
-            let _ = timeout(REGISTER_TIME, tried).await;
+            let _ = timeout(REGISTER_TIME, standing.wait_for(is_decided)).await;
         }
     }
 
@@ -101,6 +101,15 @@ impl Instance {
         if self.leave.send(()).is_ok() {
             let _ = self.task.await;
         }
+    }
+}
+
+/// Whether etcd has said yes or no. What may be the fault of one member is asked of another.
+fn is_decided(standing: &Standing) -> bool {
+    match standing {
+        Standing::New => false,
+        Standing::Held { .. } | Standing::Contested => true,
+        Standing::Out(fault) => fault.is_refusal(),
     }
 }
 
@@ -124,24 +133,34 @@ impl Registered {
         }
     }
 
+    /// Tells how the registration is, for ever: whether that can be told must not end the instance.
     async fn tell_standing(&self) {
         let mut standing = self.keeper.standing();
         let mut source = self.acknowledger.live.status.subscribe();
+        let (mut was_connected, mut has_warned) = (false, false);
         loop {
             let now = standing.borrow_and_update().clone();
-            self.tell(&now);
+            self.tell(&now, was_connected, &mut has_warned);
             let is_connected = source.borrow_and_update().connected;
-            if is_connected && !matches!(now, Standing::Held { .. }) {
+            // Only when etcd is back: whatever it refuses, it refuses again at once.
+            if is_connected && !was_connected && !matches!(now, Standing::Held { .. }) {
                 self.keeper.try_now();
             }
-            tokio::select! {
-                _ = standing.changed() => {}
-                _ = source.wait_for(|source| source.connected != is_connected) => {}
+            was_connected = is_connected;
+            let is_kept = tokio::select! {
+                changed = standing.changed() => changed.is_ok(),
+                _ = source.wait_for(|source| source.connected != is_connected) => true,
+            };
+            if !is_kept {
+                let ended = Fault::Unreachable("nobody keeps the registration any more".to_owned());
+                self.tell(&Standing::Out(ended), true, &mut has_warned);
+                return future::pending().await;
             }
         }
     }
 
-    fn tell(&self, standing: &Standing) {
+    /// While the source is not connected either, it is the source that warns of it.
+    fn tell(&self, standing: &Standing, is_source_connected: bool, has_warned: &mut bool) {
         let (is_registered, error) = match standing {
             Standing::Held { .. } => (true, None),
             Standing::Out(fault) => (false, Some(fault.to_string())),
@@ -159,13 +178,24 @@ impl Registered {
             .live
             .registration
             .send_replace(now.clone());
-        match (before.is_registered, is_registered) {
-            (false, true) => info!(instance = %self.acknowledger.id, "registered with the fleet"),
-            (_, false) if now.error.is_some() && before.error.is_none() => warn!(
-                instance = %self.acknowledger.id,
-                error = now.error,
-                "not registered with the fleet: `--wait` and `--drain` don't know of this instance, which serves all the same"
-            ),
+        match standing {
+            Standing::Held { .. } => {
+                if !before.is_registered {
+                    info!(instance = %self.acknowledger.id, "registered with the fleet");
+                }
+                *has_warned = false;
+            }
+            Standing::Out(fault)
+                if !*has_warned
+                    && (before.is_registered || is_source_connected || fault.is_refusal()) =>
+            {
+                warn!(
+                    instance = %self.acknowledger.id,
+                    error = now.error,
+                    "not registered with the fleet: `--wait` and `--drain` don't know of this instance, which serves all the same"
+                );
+                *has_warned = true;
+            }
             _ => {}
         }
     }

@@ -11,7 +11,7 @@ use etcd_client::{Client, CompactionOptions, ConnectOptions, Txn, TxnOp};
 use tempfile::TempDir;
 use waypost::config::EtcdConfig;
 
-use super::{command::eventually, process::Process};
+use super::{command::eventually, process::Process, waypost::get};
 
 const START_TIME: Duration = Duration::from_secs(20);
 /// Ports are found free and then handed over, so another process may take one in between.
@@ -327,6 +327,31 @@ impl EtcdCluster {
         if let Some(process) = &self.members[member].process {
             process.signal("CONT");
         }
+    }
+
+    /// Writes until the quota is used up, which is to be small: from now on nothing is taken but deletions.
+    pub async fn fill(&self) {
+        let mut client = self.client();
+        let refusal = loop {
+            let put = client.put("/elsewhere", vec![b'x'; 400_000], None).await;
+            if let Err(error) = put {
+                break error.to_string();
+            }
+        };
+        assert!(refusal.contains("database space exceeded"), "{refusal}");
+    }
+
+    /// How many calls of this gRPC method the first member has answered.
+    pub async fn calls(&self, method: &str) -> f64 {
+        let address = self.members[0].endpoint.trim_start_matches("http://");
+        let address = address.parse().expect("an address");
+        let (_, text) = get(address, "/metrics").await.expect("its metrics");
+        let method = format!("grpc_method=\"{method}\"");
+        let series = (text.lines()).filter(|line| {
+            line.starts_with("grpc_server_handled_total{") && line.contains(&method)
+        });
+        let counts = series.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        counts.sum()
     }
 
     /// The index of the leader.

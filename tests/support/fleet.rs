@@ -1,5 +1,7 @@
 //! Several instances on one etcd, and what they tell one another through it.
 
+use std::time::{Duration, Instant};
+
 use etcd_client::{GetOptions, KeyValue};
 use tokio::process::Child;
 
@@ -7,6 +9,10 @@ use super::{
     etcd::EtcdCluster,
     waypost::{Ended, Waypost, command, ended, eventually, waypost},
 };
+
+/// How often an instance that is refused may try again in a [while](tried_for_a_while); without pauses it is hundreds.
+pub const TRIES: f64 = 10.0;
+const WHILE: Duration = Duration::from_secs(3);
 
 /// An instance of the fleet of `/hosts/`, ready and registered; it drains without delay.
 pub async fn instance(etcd: &EtcdCluster) -> Waypost {
@@ -100,6 +106,13 @@ impl Begun {
     pub fn kill(mut self) {
         self.child.start_kill().expect("it runs");
     }
+}
+
+/// How many calls of this method etcd answers within a while.
+pub async fn tried_for_a_while(etcd: &EtcdCluster, method: &str) -> f64 {
+    let (begun, before) = (Instant::now(), etcd.calls(method).await);
+    eventually("a while has passed", async || begun.elapsed() > WHILE).await;
+    etcd.calls(method).await - before
 }
 
 /// Everything below a folder.

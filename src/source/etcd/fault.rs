@@ -63,6 +63,15 @@ impl Fault {
         matches!(self, Self::Unreachable(message) if message.contains("requested lease not found"))
     }
 
+    /// Whether etcd was asked and said no: another member says the same.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Refused(_) => true,
+            Self::Unreachable(message) => message.contains("database space exceeded"),
+            _ => false,
+        }
+    }
+
     /// Whether etcd knows us and doesn't let us do that: no fresh login helps.
     pub(super) fn is_want_of_rights(&self) -> bool {
         matches!(self, Self::Refused(message) if message.contains("permission denied"))
