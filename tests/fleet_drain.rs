@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
 use crate::support::{
     etcd::EtcdCluster,
@@ -214,6 +214,38 @@ async fn a_retry_goes_by_the_table_there_is() {
     assert_eq!(delete.code, Some(0), "{delete:?}");
     assert_eq!(asked.await.unwrap(), new_name);
     assert_eq!(old.requests().len(), 1);
+}
+
+/// Its upstream hangs up on it while a key of the route changes: that upstream is all there is, then as before.
+#[tokio::test]
+async fn a_retry_goes_to_the_only_upstream_of_a_route_that_changed() {
+    let etcd = EtcdCluster::start(1).await;
+    let (hang_up, told) = watch::channel(false);
+    let origin = Origin::run(move |mut served| {
+        let mut told = told.clone();
+        async move {
+            served.request().await;
+            if served.connection == 1 {
+                let _ = told.wait_for(|told| *told).await;
+                return;
+            }
+            served
+                .send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .await;
+        }
+    })
+    .await;
+    etcd.put(&format!("/hosts/a.test/{origin}"), "").await;
+    let waypost = instance(&etcd).await;
+    let address = waypost.address();
+    let asked = tokio::spawn(async move { ask(address, "a.test", "/").await.status() });
+    origin.asked(1).await;
+    let settings = r#"{"timeouts": {"response": "9s"}}"#;
+    let put = run(&etcd, &["put", "a.test", "@settings", settings, "--wait"]).await;
+    assert_eq!(put.code, Some(0), "{put:?}");
+    hang_up.send_replace(true);
+    assert_eq!(asked.await.unwrap(), 200);
+    assert_eq!(origin.requests().len(), 2);
 }
 
 async fn h2(address: std::net::SocketAddr) -> http2::SendRequest<Empty<Bytes>> {

@@ -17,7 +17,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    route::{Member, Route},
+    route::{Member, Revision, Route},
     sweep::Deadline,
     upstream::{
         Upstream,
@@ -51,8 +51,16 @@ pub struct Trip {
     tried: SmallVec<[usize; 4]>,
     /// Attempts it may still cost.
     extra: u32,
-    /// The failure behind it, and the member that it may go to once more.
-    behind: Option<(Failure, Option<usize>)>,
+    /// What ended the attempt before.
+    behind: Option<Behind>,
+}
+
+/// The attempt that failed when the table had changed.
+struct Behind {
+    failure: Failure,
+    /// The member it went to, as the route has it now; `None` if it is out.
+    member: Option<usize>,
+    again: Again,
 }
 
 /// Why a journey ended without an answer.
@@ -88,12 +96,21 @@ impl Journey<'_> {
             behind,
         } = trip;
         let (mut index, mut from) = match behind {
-            Some((_, Some(index))) => (index, From::Dial),
-            behind => match (self.route.pick(&tried), behind) {
-                (Some(index), _) => (index, From::Pool),
-                (None, Some((failure, _))) => return Err(Stop::Failed(failure)),
-                (None, None) => return Err(Stop::Failed(self.nobody())),
-            },
+            None => {
+                let picked = self.route.pick(&tried);
+                let index = picked.ok_or_else(|| Stop::Failed(self.nobody()))?;
+                (index, From::Pool)
+            }
+            Some(Behind {
+                failure,
+                member,
+                again,
+            }) => {
+                let next = self.next(again, member, &tried);
+                let next = next.ok_or(Stop::Failed(failure))?;
+                self.count_retry(record);
+                next
+            }
         };
         loop {
             let upstream = &self.route.members[index].upstream;
@@ -132,40 +149,47 @@ impl Journey<'_> {
             if again != Again::Same {
                 tried.push(index);
             }
-            if let Some(route) = self.current_route() {
+            if let Some((revision, route)) = self.current_route() {
                 let Some(route) = route else {
                     return Err(Stop::Failed(failure));
                 };
-                self.count_retry(record);
-                let same = (again == Again::Same)
-                    .then(|| same_member(&route, &self.route.members[index]))
-                    .flatten();
+                record.revision = revision;
+                let behind = Behind {
+                    failure,
+                    member: same_member(&route, &self.route.members[index]),
+                    again,
+                };
                 let trip = Trip {
                     body,
                     tried: same_upstreams(&route, self.route, &tried),
                     extra,
-                    behind: Some((failure, same)),
+                    behind: Some(behind),
                 };
                 return Err(Stop::Rerouted(Box::new((route, trip))));
             }
-            (index, from) = match again {
-                Again::Same => (index, From::Dial),
-                Again::Other | Again::OtherOrSame => match self.route.pick(&tried) {
-                    Some(other) => (other, From::Pool),
-                    None if again == Again::OtherOrSame => (index, From::Dial),
-                    None => return Err(Stop::Failed(failure)),
-                },
-            };
+            let next = self.next(again, Some(index), &tried);
+            (index, from) = next.ok_or(Stop::Failed(failure))?;
             self.count_retry(record);
         }
     }
 
-    /// `None` while the table still has the route that we follow; else what it has now.
-    fn current_route(&self) -> Option<Option<Arc<Route>>> {
+    /// Where the next attempt goes, after one at this member (`None`: it is out of the route).
+    fn next(&self, again: Again, member: Option<usize>, tried: &[usize]) -> Option<(usize, From)> {
+        let same = member.map(|index| (index, From::Dial));
+        let other = || Some((self.route.pick(tried)?, From::Pool));
+        match again {
+            Again::Same => same.or_else(other),
+            Again::Other => other(),
+            Again::OtherOrSame => other().or(same),
+        }
+    }
+
+    /// `None` while the table still has the route that we follow; else the revision of the table and what it has now.
+    fn current_route(&self) -> Option<(Revision, Option<Arc<Route>>)> {
         let table = self.proxy.live.table.load();
         match table.find(&self.target.host, self.target.path) {
             Ok(route) if std::ptr::eq(&**route, self.route) => None,
-            found => Some(found.ok().cloned()),
+            found => Some((table.revision, found.ok().cloned())),
         }
     }
 
