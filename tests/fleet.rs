@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use etcd_client::Client;
+use etcd_client::{Client, PutOptions};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
@@ -14,7 +14,7 @@ use crate::support::{
     link::Link,
     load::ask,
     sample::Sample,
-    waypost::{Waypost, eventually, waypost},
+    waypost::{Waypost, command, ended, eventually, waypost},
 };
 
 #[tokio::test]
@@ -401,4 +401,37 @@ async fn reader(etcd: &EtcdCluster) -> Client {
     Client::connect(etcd.endpoints(), Some(login))
         .await
         .unwrap()
+}
+
+/// What an instance says of itself is shown, and does nothing to the terminal.
+#[tokio::test]
+async fn what_instances_say_does_not_steer_the_terminal() {
+    let etcd = EtcdCluster::start(1).await;
+    let lease = etcd.client().lease_grant(60, None).await.unwrap().id();
+    let options = PutOptions::new().with_lease(lease);
+    let key = "/waypost/hosts/instances/\u{1b}[2J\u{1b}[31mall done";
+    let put = etcd.client().put(key, "{}", Some(options)).await;
+    put.unwrap();
+    let ended = run(&etcd, &["wait", "1", "--timeout", "1s"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("all done"), "{ended:?}");
+    assert!(!ended.stderr.contains('\u{1b}'), "{ended:?}");
+}
+
+/// `WAYPOST_ADMIN` is where one instance's admin API is to be: no word about whom to wait for.
+#[tokio::test]
+async fn the_environment_does_not_narrow_the_wait_to_one_instance() {
+    let etcd = EtcdCluster::start(1).await;
+    let (one, two) = (instance(&etcd).await, instance(&etcd).await);
+    two.signal("STOP");
+    let revision = etcd.put("/hosts/a.test/a:80", "").await.to_string();
+    one.reached(revision.parse().unwrap()).await;
+    let endpoints = etcd.endpoints().join(",");
+    let arguments = ["wait", &revision, "--timeout", "1s", "--etcd", &endpoints];
+    let mut wait = command(&arguments);
+    let wait = wait.env("WAYPOST_ADMIN", one.admin().to_string());
+    let ended = ended(wait.spawn().expect("the binary runs")).await;
+    two.signal("CONT");
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("1 of 2 instances"), "{ended:?}");
 }

@@ -44,12 +44,8 @@ pub struct Wait {
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     revision: Revision,
     /// Ask this instance at its admin address, rather than all through etcd; repeat it or separate with commas
-    #[arg(
-        long,
-        env = "WAYPOST_ADMIN",
-        value_name = "ADDR",
-        value_delimiter = ','
-    )]
+    // No environment twin: that names one instance, and would quietly stand for all.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     admin: Vec<String>,
     /// For how long, and for how many
     #[command(flatten)]

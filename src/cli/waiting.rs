@@ -4,6 +4,7 @@ use std::{env, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 
+use super::plain;
 use crate::{
     config::{Usage, etcd::EtcdArgs, values},
     fleet::{
@@ -49,7 +50,8 @@ impl WaitArgs {
     }
 }
 
-/// Waits for every instance, says how it ended, and makes that an exit code; `done` is what they have done then.
+/// Waits for every instance, says how it ended, and makes that an exit code; `done` is what they have done then. What
+/// instances say of themselves reaches the terminal without its control characters.
 pub(super) async fn wait(
     barrier: Barrier<'_>,
     subject: Subject<'_>,
@@ -59,12 +61,12 @@ pub(super) async fn wait(
     if !report.also.is_empty() {
         eprintln!(
             "waypost: warning: the same upstream stays in use by other keys: {}",
-            report.also.join(", ")
+            plain(report.also.join(", ").as_bytes())
         );
     }
     let problems = report.problems(&subject);
     for problem in &problems {
-        eprintln!("waypost: {problem}");
+        eprintln!("waypost: {}", plain(problem.as_bytes()));
     }
     if !problems.is_empty() {
         return Ok(ExitCode::FAILURE);

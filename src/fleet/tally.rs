@@ -167,7 +167,7 @@ impl Report {
             .collect();
         let mut text = format!(
             "after {} {} of {} acknowledged; missing: {}; {}",
-            humantime::format_duration(late.after),
+            humantime::format_duration(in_tenths(late.after)),
             self.done + self.rejected.len(),
             instances(self.instances),
             missing.join(", "),
@@ -186,6 +186,12 @@ pub fn instances(count: usize) -> String {
         1 => "1 instance".to_owned(),
         count => format!("{count} instances"),
     }
+}
+
+/// What is left of a time limit after the first calls reads like the limit itself.
+fn in_tenths(time: Duration) -> Duration {
+    let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(milliseconds.saturating_add(99) / 100 * 100)
 }
 
 #[cfg(test)]
@@ -264,7 +270,7 @@ mod tests {
         }
         tally.registered(["a", "b", "c", "d"].into_iter());
         let late = Late {
-            after: Duration::from_secs(30),
+            after: Duration::from_millis(29_950),
             fault: Some("no leader".to_owned()),
         };
         let subject = Subject {
