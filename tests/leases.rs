@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use etcd_client::{PutOptions, TxnOp};
 use waypost::{
     fleet::{
-        lease::{Keeper, Standing},
+        lease::{LeaseKeeper, Standing},
         reach::Reach,
     },
     source::etcd::Connector,
@@ -19,7 +19,7 @@ const TTL: Duration = Duration::from_secs(2);
 #[tokio::test]
 async fn a_lease_is_kept_alive_and_ended_with_its_keeper() {
     let etcd = EtcdCluster::start(1).await;
-    let keeper = Keeper::start(reach(&etcd), Duration::from_secs(6), Box::new(write));
+    let keeper = LeaseKeeper::start(reach(&etcd), Duration::from_secs(6), Box::new(write));
     eventually("it is written", async || bound(&etcd).await.is_some()).await;
     let lease = bound(&etcd).await.unwrap();
     assert!(
@@ -42,7 +42,7 @@ async fn a_lease_is_kept_alive_and_ended_with_its_keeper() {
 #[tokio::test]
 async fn what_is_not_ended_runs_out() {
     let etcd = EtcdCluster::start(1).await;
-    let keeper = Keeper::start(reach(&etcd), TTL, Box::new(write));
+    let keeper = LeaseKeeper::start(reach(&etcd), TTL, Box::new(write));
     eventually("it is written", async || bound(&etcd).await.is_some()).await;
     drop(keeper);
     assert!(bound(&etcd).await.is_some());
@@ -52,7 +52,7 @@ async fn what_is_not_ended_runs_out() {
 #[tokio::test]
 async fn whatever_etcd_loses_is_written_anew() {
     let mut etcd = EtcdCluster::start(1).await;
-    let keeper = Keeper::start(reach(&etcd), TTL, Box::new(write));
+    let keeper = LeaseKeeper::start(reach(&etcd), TTL, Box::new(write));
     eventually("it is written", async || bound(&etcd).await.is_some()).await;
 
     let first = bound(&etcd).await.unwrap();
@@ -68,9 +68,6 @@ async fn whatever_etcd_loses_is_written_anew() {
         bound(&etcd).await == Some(second)
     })
     .await;
-    etcd.delete(KEY).await;
-    keeper.write_again();
-    eventually("on demand", async || bound(&etcd).await == Some(second)).await;
 
     etcd.wipe();
     etcd.restart(0).await;
@@ -81,7 +78,7 @@ async fn whatever_etcd_loses_is_written_anew() {
 #[tokio::test]
 async fn another_member_takes_over_before_the_lease_is_lost() {
     let mut etcd = EtcdCluster::start(3).await;
-    let keeper = Keeper::start(reach(&etcd), Duration::from_secs(6), Box::new(write));
+    let keeper = LeaseKeeper::start(reach(&etcd), Duration::from_secs(6), Box::new(write));
     eventually("it is written", async || bound(&etcd).await.is_some()).await;
     let lease = bound(&etcd).await.unwrap();
     let granted = left(&etcd, lease).await;
@@ -104,31 +101,9 @@ async fn another_member_takes_over_before_the_lease_is_lost() {
     drop(keeper);
 }
 
-#[tokio::test]
-async fn a_key_of_somebody_else_is_contested_until_it_is_gone() {
-    let etcd = EtcdCluster::start(1).await;
-    etcd.put(KEY, "of somebody else").await;
-    let keeper = Keeper::start(reach(&etcd), TTL, Box::new(write));
-    let mut standing = keeper.standing();
-    standing
-        .wait_for(|standing| *standing == Standing::Contested)
-        .await
-        .unwrap();
-    assert_eq!(bound(&etcd).await, Some(0));
-    etcd.delete(KEY).await;
-    eventually("it is written", async || {
-        bound(&etcd).await.is_some_and(|lease| lease != 0)
-    })
-    .await;
-}
-
-/// Puts the key, unless somebody else has.
-fn write(lease: i64) -> Txn {
-    let free = Compare::version(KEY, CompareOp::Equal, 0);
+fn write(lease: i64) -> Vec<TxnOp> {
     let options = PutOptions::new().with_lease(lease);
-    Txn::new()
-        .when([free])
-        .and_then([TxnOp::put(KEY, "", Some(options))])
+    vec![TxnOp::put(KEY, "", Some(options))]
 }
 
 fn reach(etcd: &EtcdCluster) -> Arc<Reach> {

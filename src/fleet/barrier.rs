@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::{
-    reach::Reach,
+    reach::{Reach, revision},
     records::{self, Acknowledgement, InstanceRecord},
     tally::{Late, Report, Tally},
 };
@@ -308,10 +308,6 @@ fn instance(folder: &str, pair: &KeyValue) -> Option<InstanceRecord> {
 fn name<'k>(folder: &str, key: &'k [u8]) -> Option<&'k str> {
     let name = std::str::from_utf8(key.strip_prefix(folder.as_bytes())?).ok()?;
     (!name.contains('/')).then_some(name)
-}
-
-fn revision(answer: &TxnResponse) -> Revision {
-    (answer.header()).map_or(0, etcd_client::ResponseHeader::revision)
 }
 
 /// What each read of a transaction found.

@@ -13,15 +13,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     acknowledge::Acknowledger,
-    lease::{Keeper, Standing, TTL},
-    reach::Reach,
+    lease::{LeaseKeeper, Standing, TTL},
+    reach::{Reach, revision},
     records::{self, InstanceRecord},
 };
 use crate::{
     barrier,
     gate::Gate,
     live::{Live, Registration},
-    route::Revision,
     source::etcd::{backoff::SHORTEST, fault::Fault},
     telemetry::metrics::Metrics,
 };
@@ -60,7 +59,7 @@ impl Instance {
             let key = key.clone();
             move |lease| {
                 let options = PutOptions::new().with_lease(lease);
-                Txn::new().and_then([TxnOp::put(key.as_str(), value.as_slice(), Some(options))])
+                vec![TxnOp::put(key.as_str(), value.as_slice(), Some(options))]
             }
         };
         means.live.registration.send_replace(Registration {
@@ -68,7 +67,7 @@ impl Instance {
             ..Registration::default()
         });
         let registered = Registered {
-            keeper: Keeper::start(means.reach.clone(), TTL, Box::new(write)),
+            keeper: LeaseKeeper::start(means.reach.clone(), TTL, Box::new(write)),
             acknowledger: Acknowledger {
                 id: record.id.clone(),
                 prefix: prefix.to_owned(),
@@ -108,7 +107,7 @@ impl Instance {
 fn is_decided(standing: &Standing) -> bool {
     match standing {
         Standing::New => false,
-        Standing::Held { .. } | Standing::Contested => true,
+        Standing::Held { .. } => true,
         Standing::Out(fault) => fault.is_refusal(),
     }
 }
@@ -116,7 +115,7 @@ fn is_decided(standing: &Standing) -> bool {
 /// The task behind an [`Instance`].
 struct Registered {
     key: String,
-    keeper: Keeper,
+    keeper: LeaseKeeper,
     acknowledger: Acknowledger,
     metrics: Arc<Metrics>,
 }
@@ -164,7 +163,7 @@ impl Registered {
         let (is_registered, error) = match standing {
             Standing::Held { .. } => (true, None),
             Standing::Out(fault) => (false, Some(fault.to_string())),
-            Standing::New | Standing::Contested => (false, None),
+            Standing::New => (false, None),
         };
         let now = Registration {
             instance: Some(self.acknowledger.id.clone()),
@@ -230,7 +229,7 @@ impl Registered {
             .reach
             .call(async |etcd| etcd.txn(look).await)
             .await?;
-        let looked_at: Revision = answer.header().map_or(0, |header| header.revision());
+        let looked_at = revision(&answer);
         for answer in answer.op_responses() {
             let TxnOpResponse::Get(found) = answer else {
                 continue;

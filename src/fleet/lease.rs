@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_client::Txn;
+use etcd_client::{Txn, TxnOp};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::reach::Reach;
+use super::reach::{Reach, revision};
 use crate::{
     route::Revision,
     source::etcd::{
@@ -41,8 +41,8 @@ const END_TIME: Duration = Duration::from_secs(3);
 /// The id that no lease has.
 const NONE: Lease = 0;
 
-/// What is written under a lease, as a transaction whose puts are bound to it.
-pub type Write = dyn Fn(Lease) -> Txn + Send + Sync;
+/// What is written under a lease: puts that are bound to it, made in one transaction.
+pub type Write = dyn Fn(Lease) -> Vec<TxnOp> + Send + Sync;
 
 /// Whether what is to be in etcd is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,30 +56,25 @@ pub enum Standing {
         /// The revision that wrote it.
         revision: Revision,
     },
-    /// The conditions of its transaction were not met; tried again for ever.
-    Contested,
     /// It is not there, or will soon not be; tried again for ever.
     Out(Fault),
 }
 
 /// Keeps a lease, and what was written under it: grants it, keeps it alive, and begins anew when etcd has lost it.
-/// Dropped without [`Keeper::end`], it leaves all to the lease's own end, as a killed process does.
-pub struct Keeper {
+/// Dropped without [`LeaseKeeper::end`], it leaves all to the lease's own end, as a killed process does.
+pub struct LeaseKeeper {
     reach: Arc<Reach>,
     standing: watch::Receiver<Standing>,
-    again: Arc<Notify>,
     now: Arc<Notify>,
     lease: Arc<AtomicI64>,
     task: JoinHandle<()>,
 }
 
-impl Keeper {
+impl LeaseKeeper {
     /// Begins to keep what `write` writes. It is written again, under a new lease, whenever the lease is lost, and
-    /// under the same one when nothing is bound to it any more or an answer was missed: so its conditions must hold
-    /// for what it wrote itself.
+    /// under the same one when nothing is bound to it any more or an answer was missed.
     pub fn start(reach: Arc<Reach>, ttl: Duration, write: Box<Write>) -> Self {
         let (tell, standing) = watch::channel(Standing::New);
-        let again = Arc::new(Notify::new());
         let now = Arc::new(Notify::new());
         let current = Arc::new(AtomicI64::new(NONE));
         let keeping = Keeping {
@@ -87,7 +82,6 @@ impl Keeper {
             ttl,
             write,
             tell,
-            again: again.clone(),
             now: now.clone(),
             current: current.clone(),
             lease: None,
@@ -97,7 +91,6 @@ impl Keeper {
         Self {
             reach,
             standing,
-            again,
             now,
             lease: current,
             task: tokio::spawn(keeping.run()),
@@ -107,11 +100,6 @@ impl Keeper {
     /// Whether it is there now, and news of that.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.clone()
-    }
-
-    /// Writes it again now, under the lease there is: somebody has deleted it.
-    pub fn write_again(&self) {
-        self.again.notify_one();
     }
 
     /// Etcd answers, so nothing is to be waited for.
@@ -145,19 +133,18 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for LeaseKeeper {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// The task behind a [`Keeper`].
+/// The task behind a [`LeaseKeeper`].
 struct Keeping {
     reach: Arc<Reach>,
     ttl: Duration,
     write: Box<Write>,
     tell: watch::Sender<Standing>,
-    again: Arc<Notify>,
     now: Arc<Notify>,
     /// The lease there is, for whoever ends it.
     current: Arc<AtomicI64>,
@@ -189,7 +176,6 @@ impl Keeping {
             };
             tokio::select! {
                 () = sleep(pause) => {}
-                () = self.again.notified() => self.written = None,
                 () = self.now.notified() => {}
             }
         }
@@ -212,22 +198,13 @@ impl Keeping {
     }
 
     async fn write(&mut self, lease: Lease) -> Result<Duration, Fault> {
-        let txn = (self.write)(lease);
+        let txn = Txn::new().and_then((self.write)(lease));
         let call = self.reach.call(async |etcd| etcd.txn(txn).await);
         let answer = match call.await {
             Err(fault) if fault.is_lost_lease() => return Ok(self.lost()),
             answer => answer?,
         };
-        if !answer.succeeded() {
-            self.tell.send_replace(Standing::Contested);
-            // Kept alive by nobody, the lease would run out between two tries.
-            self.lease = None;
-            let _ = (self.reach)
-                .call(async |etcd| etcd.revoke(lease).await)
-                .await;
-            return Ok(longest_under_lease(self.ttl));
-        }
-        let revision = answer.header().map_or(0, |header| header.revision());
+        let revision = revision(&answer);
         self.written = Some(revision);
         self.beats = 0;
         self.tell.send_replace(Standing::Held { lease, revision });

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use etcd_client::{ResponseHeader, TxnResponse};
 use tokio::sync::Mutex;
 
-use crate::source::etcd::{Connection, Connector, fault::Fault, transport::Connect};
+use crate::{
+    route::Revision,
+    source::etcd::{Connection, Connector, fault::Fault, transport::Connect},
+};
 
 /// The way to etcd. After a fault the next call goes to the next member, over a connection that is logged in afresh.
 pub struct Reach {
@@ -88,4 +92,9 @@ impl Reach {
             current.member += 1;
         }
     }
+}
+
+/// The revision of the store after a transaction.
+pub(super) fn revision(answer: &TxnResponse) -> Revision {
+    answer.header().map_or(0, ResponseHeader::revision)
 }

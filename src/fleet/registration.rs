@@ -3,7 +3,7 @@
 //!
 //! Whoever wrote a key last owns it. A new registration takes over what it finds: that is the same service before a
 //! crash, whose lease still runs. What somebody else writes afterwards is theirs, and left alone until it is gone. That
-//! is why this is no [`Keeper`](super::lease::Keeper), which owns its keys and looks at them less often.
+//! is why this is no [`LeaseKeeper`](super::lease::LeaseKeeper), which owns its keys and looks at them less often.
 
 mod withdrawal;
 
@@ -15,7 +15,10 @@ use tokio::{sync::oneshot, task::JoinHandle, time};
 use tracing::{info, warn};
 
 pub use self::withdrawal::Withdrawal;
-use super::{change::ChangeRecord, reach::Reach};
+use super::{
+    change::ChangeRecord,
+    reach::{Reach, revision},
+};
 use crate::{
     route::Revision,
     source::etcd::{
@@ -273,11 +276,6 @@ fn holder(answer: &TxnResponse) -> Option<Holder> {
         lease: pair.lease(),
         mod_revision: pair.mod_revision(),
     })
-}
-
-fn revision(answer: &TxnResponse) -> Revision {
-    let header = answer.header();
-    header.map_or(0, etcd_client::ResponseHeader::revision)
 }
 
 #[cfg(test)]
