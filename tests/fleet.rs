@@ -288,14 +288,18 @@ async fn a_fleet_knows_nothing_of_another_below_another_prefix() {
     let other = instance_below("/other/", &etcd.endpoints()).await;
     other.signal("STOP");
     nested.signal("STOP");
-    let put = run(&etcd, &["put", "a.test", "a:80", "--wait"]).await;
+    // So does its change record.
+    let words = ["put", "b.test", "b:80", "--prefix", "/hosts/instances/"];
+    assert_eq!(run(&etcd, &words).await.code, Some(0));
+    let words = ["put", "a.test", "a:80", "--wait", "--timeout", "10s"];
+    let put = run(&etcd, &words).await;
     assert!(put.stdout.ends_with("served by 1 instance\n"), "{put:?}");
     other.signal("CONT");
     let words = ["put", "a.test", "a:80", "--wait", "--prefix", "/other/"];
     let put = run(&etcd, &words).await;
     assert!(put.stdout.ends_with("served by 1 instance\n"), "{put:?}");
     let routes = one.api("/api/status").await["routes"].clone();
-    assert_eq!(routes, 1);
+    assert_eq!(routes, 2, "b.test of the nested one is a path of its own");
     for prefix in ["/hosts/", "/other/"] {
         assert_nothing_left(&etcd, prefix).await;
     }

@@ -4,12 +4,11 @@ use std::{env, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 
-use super::plain;
 use crate::{
     config::{Usage, etcd::EtcdArgs, values},
     fleet::{
         barrier::Barrier,
-        tally::{Subject, instances},
+        tally::{Report, Subject, instances},
     },
 };
 
@@ -50,8 +49,7 @@ impl WaitArgs {
     }
 }
 
-/// Waits for every instance, says how it ended, and makes that an exit code; `done` is what they have done then. What
-/// instances say of themselves reaches the terminal without its control characters.
+/// Waits for every instance, says how it ended, and makes that an exit code; `done` is what they have done then.
 pub(super) async fn wait(
     barrier: Barrier<'_>,
     subject: Subject<'_>,
@@ -59,18 +57,28 @@ pub(super) async fn wait(
 ) -> Result<ExitCode> {
     let report = barrier.wait().await?;
     if !report.also.is_empty() {
-        eprintln!(
-            "waypost: warning: the same upstream stays in use by other keys: {}",
-            plain(report.also.join(", ").as_bytes())
-        );
+        say(&format!(
+            "warning: the same upstream stays in use by other keys: {}",
+            report.also.join(", ")
+        ));
     }
-    let problems = report.problems(&subject);
+    conclude(&report, &subject, done)
+}
+
+/// Says how it ended, and makes that an exit code.
+pub(super) fn conclude(report: &Report, subject: &Subject<'_>, done: &str) -> Result<ExitCode> {
+    let problems = report.problems(subject);
     for problem in &problems {
-        eprintln!("waypost: {}", plain(problem.as_bytes()));
+        say(problem);
     }
     if !problems.is_empty() {
         return Ok(ExitCode::FAILURE);
     }
     super::print(&format!("{done} {}\n", instances(report.instances)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// As one line without control characters: instances have a say in it, whose rights are less than an operator's.
+pub(super) fn say(line: &str) {
+    eprintln!("waypost: {}", super::plain(line.as_bytes()));
 }

@@ -135,14 +135,18 @@ impl Acknowledger {
 
     async fn tell_surely(&self, barrier: &OpenBarrier, answer: &Acknowledgement) {
         let mut failures = 0;
-        while let Err(fault) = (self.tell(&barrier.id, barrier.lease, answer, None)).await {
+        loop {
+            let fault = match self.tell(&barrier.id, barrier.lease, answer, None).await {
+                Ok(true) => return debug!(barrier = %barrier.id, "barrier acknowledged"),
+                Ok(false) => return debug!(barrier = %barrier.id, "the barrier was gone before"),
+                Err(fault) => fault,
+            };
             failures += 1;
             if failures == 1 {
                 warn!(barrier = %barrier.id, error = %fault, "could not acknowledge a barrier; trying again");
             }
             sleep(back_off(failures, LONGEST_RETRY, rand::random())).await;
         }
-        debug!(barrier = %barrier.id, "barrier acknowledged");
     }
 
     /// Tells, if the barrier still stands, and if it was told as many times `before` as is given; whether that is so.

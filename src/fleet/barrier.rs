@@ -277,11 +277,12 @@ impl Barrier<'_> {
             }
         }
         let registered = registered.iter();
-        tally.registered(registered.filter_map(|pair| name(&instances, pair.key())));
+        tally.registered(registered.filter_map(|pair| registered_as(&instances, pair)));
         Ok(match again.first() {
-            _ if tally.is_settled() => Sight::Standing,
-            _ if barrier.is_empty() => Sight::Gone,
+            // Also if all have answered: what they answered about is over.
             Some(again) => Sight::PutAgain(again.mod_revision()),
+            None if tally.is_settled() => Sight::Standing,
+            None if barrier.is_empty() => Sight::Gone,
             None => Sight::Standing,
         })
     }
@@ -297,11 +298,17 @@ enum Sight {
 }
 
 fn instance(folder: &str, pair: &KeyValue) -> Option<InstanceRecord> {
-    let id = name(folder, pair.key())?;
+    let id = registered_as(folder, pair)?;
     // Whatever is written there, somebody is.
     let mut record: InstanceRecord = serde_json::from_slice(pair.value()).unwrap_or_default();
     record.id = Arc::from(id);
     Some(record)
+}
+
+/// The id of an instance. What has no lease is something else, such as the change record of the fleet below
+/// `<prefix>instances/`.
+fn registered_as<'p>(folder: &str, pair: &'p KeyValue) -> Option<&'p str> {
+    name(folder, pair.key()).filter(|_| pair.lease() != 0)
 }
 
 /// What stands in the folder itself: below it may be the folder of another fleet.

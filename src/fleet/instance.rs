@@ -234,7 +234,8 @@ impl Registered {
             let TxnOpResponse::Get(found) = answer else {
                 continue;
             };
-            for pair in found.kvs() {
+            // The answer to one without a lease would stay for ever.
+            for pair in found.kvs().iter().filter(|pair| pair.lease() != 0) {
                 if let Some(id) = barrier::id(&self.acknowledger.prefix, pair.key()) {
                     self.acknowledger
                         .answer_at_the_end(id, pair.lease())

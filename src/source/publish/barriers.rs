@@ -1,6 +1,9 @@
 //! The barriers that stand, passed on behind the swap that covers them.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use imbl::OrdMap;
 use tracing::warn;
@@ -9,17 +12,21 @@ use super::{super::Entry, held::Held, rejections::Rejections};
 use crate::{
     barrier::{self, OpenBarrier, Question},
     live::Live,
+    route::Revision,
 };
 
-/// How many may stand at one time; whoever waits for a further one waits in vain.
+/// How many are answered at one time; further ones wait until others are gone.
 const MOST: usize = 1000;
+
+/// How many wait; of a further one, whoever wrote it hears nothing.
+const MOST_WAITING: usize = 4 * MOST;
 
 /// Every barrier that stands, and whether readers know.
 #[derive(Default)]
 pub(super) struct Barriers {
     open: OrdMap<Arc<str>, Arc<OpenBarrier>>,
-    /// Since the last swap.
-    new: Vec<OpenBarrier>,
+    /// Since the last swap, or for want of room; in the order they came.
+    new: BTreeMap<(Revision, Arc<str>), OpenBarrier>,
     is_changed: bool,
 }
 
@@ -33,11 +40,16 @@ impl Barriers {
         if known.is_some_and(|known| known.revision >= barrier.revision) {
             return;
         }
-        if self.open.len() + self.new.len() >= MOST {
-            warn!(barrier = %barrier.id, "more than {MOST} barriers stand; this one is not acknowledged");
+        if barrier.lease == 0 {
+            warn!(barrier = %barrier.id, "a barrier without a lease is not acknowledged: the answers would stay for ever");
             return;
         }
-        self.new.push(barrier);
+        if self.new.len() >= MOST_WAITING {
+            warn!(barrier = %barrier.id, "more than {MOST_WAITING} barriers wait; this one is not acknowledged");
+            return;
+        }
+        let place = (barrier.revision, barrier.id.clone());
+        self.new.insert(place, barrier);
     }
 
     /// One of the fleet's keys is gone.
@@ -45,7 +57,7 @@ impl Barriers {
         let Some(id) = barrier::id(prefix, key) else {
             return;
         };
-        self.new.retain(|barrier| *barrier.id != *id);
+        self.new.retain(|(_, new), _| **new != *id);
         self.is_changed |= self.open.remove(id).is_some();
     }
 
@@ -58,7 +70,7 @@ impl Barriers {
             .iter()
             .filter_map(|entry| barrier::id(prefix, &entry.key));
         let present: HashSet<&str> = ids.collect();
-        self.new.retain(|barrier| present.contains(&*barrier.id));
+        self.new.retain(|(_, id), _| present.contains(&**id));
         let is_gone = |id: &&Arc<str>| !present.contains(&***id);
         let gone: Vec<_> = self.open.keys().filter(is_gone).cloned().collect();
         for id in gone {
@@ -69,11 +81,13 @@ impl Barriers {
 
     /// Tells readers, if there is news; the table that covers it is the current one already.
     pub(super) fn publish(&mut self, live: &Live, rejections: &Rejections, held: &Held) {
-        self.is_changed |= !self.new.is_empty();
-        for mut barrier in self.new.drain(..) {
+        while self.open.len() < MOST
+            && let Some((_, mut barrier)) = self.new.pop_first()
+        {
             let question = barrier.question.as_ref().ok();
             barrier.rejection = question.and_then(|asked| rejection(asked, rejections, held));
             self.open.insert(barrier.id.clone(), Arc::new(barrier));
+            self.is_changed = true;
         }
         if std::mem::take(&mut self.is_changed) {
             live.barriers.send_replace(self.open.clone());
@@ -163,16 +177,52 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_so_many_are_kept() {
+    fn further_ones_wait_until_others_are_gone() {
         let (live, rejections) = (live(), Rejections::default());
         let mut barriers = Barriers::default();
-        for id in 0..MOST + 5 {
-            barriers.put("/hosts/", &barrier(&id.to_string()));
+        let numbered = |id: usize| Entry {
+            mod_revision: 5 + i64::try_from(id).unwrap(),
+            ..barrier(&id.to_string())
+        };
+        for id in 0..MOST + MOST_WAITING + 5 {
+            barriers.put("/hosts/", &numbered(id));
             if id % 100 == 0 {
                 barriers.publish(&live, &rejections, &Held::default());
             }
         }
+        let publish = |barriers: &mut Barriers| {
+            barriers.publish(&live, &rejections, &Held::default());
+            open(&live)
+        };
+        assert_eq!(publish(&mut barriers).len(), MOST);
+        assert!(barriers.new.len() <= MOST_WAITING);
+        for id in [1, 2, MOST] {
+            barriers.delete("/hosts/", &numbered(id).key);
+        }
+        let open = publish(&mut barriers);
+        assert_eq!(open.len(), MOST);
+        for (id, is_open) in [
+            (1, false),
+            (MOST, false),
+            (MOST + 1, true),
+            (MOST + 2, true),
+        ] {
+            assert_eq!(open.contains(&id.to_string()), is_open, "{id}");
+        }
+        barriers.retain("/hosts/", &[numbered(MOST + 9)]);
+        assert_eq!(publish(&mut barriers), [(MOST + 9).to_string()]);
+    }
+
+    #[test]
+    fn without_a_lease_it_is_not_answered() {
+        let (live, rejections) = (live(), Rejections::default());
+        let mut barriers = Barriers::default();
+        let forever = Entry {
+            lease: 0,
+            ..barrier("a")
+        };
+        barriers.put("/hosts/", &forever);
         barriers.publish(&live, &rejections, &Held::default());
-        assert_eq!(open(&live).len(), MOST);
+        assert!(open(&live).is_empty());
     }
 }
