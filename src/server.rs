@@ -1,6 +1,6 @@
 //! Wires the parts of one instance; starts them in order, and stops them in the opposite one.
 
-use std::{future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time};
@@ -135,30 +135,38 @@ impl Server {
             timeout_seconds = self.drain_timeout.as_secs_f64(),
             "draining; a second signal ends at once"
         );
-        let drain = async {
-            time::sleep(delay).await;
-            info!("no longer accepting");
-            self.data_plane.finish(self.drain_timeout).await
-        };
-        let end = tokio::select! {
-            cut = drain => match cut {
-                0 => {
-                    info!("every request was finished");
-                    End::Finished
-                }
-                cut => {
-                    warn!(requests = cut, "the time to drain is over; requests were cut off");
-                    End::Cut
-                }
-            },
-            () = second(&mut signals) => {
+        let mut is_hurried = false;
+        let cut = {
+            let mut hurry = pin!(async {
+                second(&mut signals).await;
                 warn!("a second signal: ending at once");
-                End::Cut
+            });
+            tokio::select! {
+                () = time::sleep(delay) => {}
+                () = &mut hurry => is_hurried = true,
             }
+            info!("no longer accepting");
+            let grace = async {
+                if is_hurried {
+                    return;
+                }
+                tokio::select! {
+                    () = time::sleep(self.drain_timeout) => warn!("the time to drain is over"),
+                    () = &mut hurry => is_hurried = true,
+                }
+            };
+            self.data_plane.finish(grace).await
         };
-        // Not before the last request has ended: until then barriers are answered.
+        match cut {
+            0 => info!("every request was finished"),
+            cut => warn!(requests = cut, "requests were cut off"),
+        }
+        // Not before the last request has ended, or is cut: until then barriers are answered.
         if let Some(instance) = self.instance.take() {
-            instance.leave().await;
+            tokio::select! {
+                () = instance.leave() => {}
+                () = second(&mut signals) => warn!("a further signal: not waiting for etcd"),
+            }
         }
         // The source lets go of what it watches before anybody takes that away.
         let _ = time::timeout(CONTROL_PATIENCE, self.control_plane.shutdown()).await;
@@ -171,7 +179,10 @@ impl Server {
                 warn!("the last lines of the access log could not be written");
             }
         }
-        end
+        match (cut, is_hurried) {
+            (0, false) => End::Finished,
+            _ => End::Cut,
+        }
     }
 
     /// Returns the delay of the drain that was asked for.
@@ -397,13 +408,17 @@ mod tests {
     async fn a_second_signal_ends_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(config(dir.path())).await.unwrap();
-        let (_client, _held) = request_in_flight(&server, dir.path()).await;
+        let (_client, mut held) = request_in_flight(&server, dir.path()).await;
         let (signal, signals) = mpsc::channel(3);
         for sent in [Signal::Reload, Signal::Interrupt, Signal::Terminate] {
             signal.send(sent).await.unwrap();
         }
         let end = time::timeout(Duration::from_secs(10), server.run(signals)).await;
         assert_eq!(end, Ok(End::Cut));
+        // Not even what the worker's thread would do after that: the fleet is told that nothing runs.
+        let mut rest = Vec::new();
+        let cut = time::timeout(Duration::from_secs(10), held.read_to_end(&mut rest)).await;
+        assert!(cut.is_ok(), "the request runs on");
     }
 
     #[tokio::test]

@@ -178,13 +178,13 @@ impl DataPlane {
         self.stage.send_replace(Stage::Draining);
     }
 
-    /// Accepts what is queued, closes the listening sockets, and waits until the last request ended or `grace` is
-    /// over; what still runs then is cut off. Returns how many requests were cut.
-    pub async fn finish(self, grace: Duration) -> usize {
+    /// Accepts what is queued, closes the listening sockets, and waits until the last request ended or `grace` did;
+    /// what still runs then is cut off. Returns how many requests were cut.
+    pub async fn finish(self, grace: impl Future<Output = ()>) -> usize {
         self.stage.send_replace(Stage::Closing);
         let stage = self.stage;
         let abort = async {
-            tokio::time::sleep(grace).await;
+            grace.await;
             stage.send_replace(Stage::Aborting);
             tokio::time::sleep(ABORT).await;
         };
