@@ -124,11 +124,9 @@ impl Admin {
                 location: status.location.clone(),
                 error: status.error.clone(),
             },
-            Some(_) => match stale_for(&status) {
-                Some(age) => Readiness::Stale(age, status.error.clone()),
-                None => Readiness::Ready {
-                    held: self.live.held.load().len(),
-                },
+            Some(_) => Readiness::Ready {
+                held: self.live.held.load().len(),
+                stale: stale_for(&status).map(|age| (age, status.error.clone())),
             },
         }
     }
@@ -157,12 +155,13 @@ impl Admin {
 
 /// Whether requests should be sent here.
 enum Readiness {
-    /// So many deletions are held.
+    /// Routes are served.
     Ready {
+        /// So many deletions are held.
         held: usize,
+        /// For so long changes have not reached us, and why.
+        stale: Option<(Duration, Option<String>)>,
     },
-    /// Routes are served, but changes have not reached us for so long, and why.
-    Stale(Duration, Option<String>),
     /// Nothing was read yet from there, and why.
     NoTable {
         location: String,
@@ -173,7 +172,7 @@ enum Readiness {
 
 impl Readiness {
     fn is_ready(&self) -> bool {
-        matches!(self, Self::Ready { .. } | Self::Stale(..))
+        matches!(self, Self::Ready { .. })
     }
 }
 
@@ -185,12 +184,15 @@ impl IntoResponse for Readiness {
             false => StatusCode::SERVICE_UNAVAILABLE,
         };
         let text = match self {
-            Self::Ready { held: 0 } => "ready\n".to_owned(),
-            Self::Ready { held } => {
-                format!("ready, {held} deletions held (`waypost accept --list` names them)\n")
-            }
-            Self::Stale(age, error) => {
-                format!("ready, stale for {}s{}\n", age.as_secs(), because(error))
+            Self::Ready { held, stale } => {
+                let held = match held {
+                    0 => String::new(),
+                    held => format!(", {held} deletions held (`waypost accept --list` names them)"),
+                };
+                let stale = stale.map(|(age, error)| {
+                    format!(", stale for {}s{}", age.as_secs(), because(error))
+                });
+                format!("ready{held}{}\n", stale.unwrap_or_default())
             }
             Self::NoTable { location, error } => {
                 let because = because(error);

@@ -402,6 +402,12 @@ async fn held_deletions_show_everywhere_and_are_accepted_by_people_only() {
     let (code, text) = instance.text("GET /readyz").await;
     assert_eq!(code, 200);
     assert!(text.starts_with("ready, 3 deletions held"), "{text}");
+    (instance.admin.live.status).send_modify(|status| status.stale_since = Some(Instant::now()));
+    let (_, text) = instance.text("GET /readyz").await;
+    assert!(
+        text.starts_with("ready, 3 deletions held") && text.contains("), stale for 0s"),
+        "{text}"
+    );
 
     let by_page = "POST /api/accept HTTP/1.1\r\nOrigin: http://example.com\r\nX-Rest:";
     assert_eq!(instance.text(by_page).await.0, 403);
