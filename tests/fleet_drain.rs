@@ -1,10 +1,18 @@
 //! `waypost delete --drain`: what counts as using an upstream, and what happens meanwhile.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use etcd_client::TxnOp;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, sync::watch};
+use waypost::{
+    barrier::Question,
+    fleet::{barrier::Change, reach::Reach},
+    source::etcd::Connector,
+};
 
 use crate::support::{
     etcd::EtcdCluster,
@@ -137,6 +145,63 @@ async fn a_drain_that_takes_too_long_says_what_is_left() {
     for held in held {
         assert_eq!(held.await.unwrap(), 200);
     }
+}
+
+#[tokio::test]
+async fn a_drain_that_took_too_long_can_go_on() {
+    let etcd = EtcdCluster::start(1).await;
+    let (sample, waypost) = (Sample::start().await, instance(&etcd).await);
+    let upstream = sample.to_string();
+    let put = run(&etcd, &["put", "a.test", &upstream, "--wait"]).await;
+    assert_eq!(put.code, Some(0), "{put:?}");
+    let held = hold(&waypost, &sample, 1).await;
+    let words = ["delete", "a.test", &*upstream, "--drain"];
+    let late = run(&etcd, &[&words[..], &["--timeout", "300ms"]].concat()).await;
+    assert_eq!(late.code, Some(1), "{late:?}");
+
+    let again = Begun::new(&etcd, &words).await;
+    again.until_left(&etcd, &id(&waypost).await, 1).await;
+    sample.release();
+    let ended = again.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, "drained on 1 instance\n");
+    let said = format!("there is no key /hosts/a.test/{upstream}: nothing deleted");
+    assert!(ended.stderr.contains(&said), "{ended:?}");
+    for held in held {
+        assert_eq!(held.await.unwrap(), 200);
+    }
+
+    // It might be a slip.
+    let put = run(&etcd, &["put", "b.test", &upstream, "--wait"]).await;
+    assert_eq!(put.code, Some(0), "{put:?}");
+    let slip = run(&etcd, &words).await;
+    assert_eq!(slip.code, Some(1), "{slip:?}");
+    let said = format!("in use by other keys: /hosts/b.test/{upstream}");
+    assert!(slip.stderr.contains(&said), "{slip:?}");
+    assert_nothing_left(&etcd, "/hosts/").await;
+}
+
+/// Nobody is left to wait for at the first look, and the key is there again.
+#[tokio::test]
+async fn a_key_that_is_put_again_is_not_drained_though_all_have_answered() {
+    let etcd = EtcdCluster::start(1).await;
+    let key = "/hosts/a.test/a:80";
+    let reach = Reach::new(Connector::new(etcd.config()).unwrap());
+    let change = Change {
+        prefix: "/hosts/",
+        conditions: Vec::new(),
+        operations: vec![TxnOp::delete(key, None)],
+        question: Question {
+            key: Some(key.into()),
+            drain: true,
+        },
+        timeout: Duration::from_secs(10),
+    };
+    let barrier = change.make(&reach).await.unwrap().expect("it is made");
+    let again = etcd.put(key, "").await;
+    let error = barrier.wait().await.expect_err("it is in use").to_string();
+    let said = format!("was put again, at revision {again}");
+    assert!(error.contains(&said), "{error}");
 }
 
 /// It answers only once its last request has ended, and is no longer registered after that.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use super::{
@@ -12,9 +12,16 @@ use super::{
 use crate::{
     barrier::Question,
     config::{Usage, etcd::EtcdArgs},
-    fleet::{barrier::Change, change::ChangeRecord, reach::Reach, tally::Subject},
+    fleet::{
+        barrier::Change,
+        change::ChangeRecord,
+        reach::Reach,
+        tally::{Report, Subject},
+    },
     source::etcd::Connector,
 };
+
+const DRAINED: &str = "drained on";
 
 /// Take an upstream off a route, or the route's settings
 #[derive(clap::Args, Debug)]
@@ -28,7 +35,8 @@ Examples:
 Requests that run are finished. With --wait it ends when no registered instance routes by the key any more, with --drain
 when none has a request running that was sent on its behalf, WebSockets and streams included: then the upstream may be
 stopped, unless another key names it too, of which it warns.
-Exits 1 if there is no such key; and if an instance vanishes or has not got there at --timeout: the key stays deleted.")]
+Exits 1 if there is no such key, unless --drain finds that no other key names the upstream: so a drain whose time was
+over can be begun again. Exits 1 too if an instance vanishes or has not got there at --timeout: the key stays deleted.")]
 pub struct Delete {
     /// The host, `*.SUFFIX` or `*`, and the path prefix that the route is for
     #[arg(value_name = "HOST[/PATH]")]
@@ -76,11 +84,21 @@ impl Delete {
         }
         if waits {
             let reach = Reach::over(connector, connection);
-            for key in spellings {
+            for key in &spellings {
                 let change = self.change(&prefix, key, &record)?;
                 if let Some(code) = self.delete_and_wait(change, &reach).await? {
                     return Ok(code);
                 }
+            }
+            if self.drain {
+                let gone = spellings.iter();
+                let changes = gone.map(|key| self.change(&prefix, key, &record));
+                let changes: Vec<_> = changes.collect::<Result<_>>()?;
+                eprintln!(
+                    "waypost: there is no key {}: nothing deleted; waiting for what runs on its behalf",
+                    target.key
+                );
+                return self.go_on_draining(changes, &reach).await;
             }
             return Ok(nothing_deleted(&target.key));
         }
@@ -119,20 +137,53 @@ impl Delete {
             return Ok(None);
         };
         super::print(&format!("revision {}\n", barrier.revision))?;
+        let done = match self.drain {
+            true => DRAINED,
+            false => "gone from",
+        };
         let lost_may = match &*self.upstream {
             "@settings" => "go by them".to_owned(),
             upstream => format!("use {upstream}"),
         };
-        let subject = Subject {
-            lost_may: &lost_may,
+        let subject = self.subject(&lost_may);
+        waiting::wait(barrier, subject, done).await.map(Some)
+    }
+
+    /// The key is deleted already, perhaps by a drain whose time was over. Or it is a slip: then the upstream is in use
+    /// by the key that was meant. Requests are counted by the key as it was stored, so each spelling is asked about.
+    async fn go_on_draining(&self, gone: Vec<Change<'_>>, reach: &Reach) -> Result<ExitCode> {
+        let lost_may = format!("use {}", self.upstream);
+        let subject = self.subject(&lost_may);
+        let mut report = Report::default();
+        for change in gone {
+            let key = change.question.key.clone().unwrap_or_default();
+            let still = Change {
+                conditions: vec![Compare::version(&*key, CompareOp::Equal, 0)],
+                operations: Vec::new(),
+                ..change
+            };
+            let barrier = still.make(reach).await?;
+            let barrier =
+                barrier.with_context(|| format!("{key} was put just now: it is in use"))?;
+            report = barrier.wait().await?;
+            if !report.also.is_empty() {
+                let keys = report.also.join(", ");
+                waiting::say(&format!("the upstream is in use by other keys: {keys}"));
+                return Ok(ExitCode::FAILURE);
+            }
+            if !report.problems(&subject).is_empty() {
+                break;
+            }
+        }
+        waiting::conclude(&report, &subject, DRAINED)
+    }
+
+    fn subject<'s>(&self, lost_may: &'s str) -> Subject<'s> {
+        Subject {
+            lost_may,
             stays: "the key stays deleted",
             expect: self.waiting.expect,
-        };
-        let done = match self.drain {
-            true => "drained on",
-            false => "gone from",
-        };
-        waiting::wait(barrier, subject, done).await.map(Some)
+        }
     }
 }
 
