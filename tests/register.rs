@@ -86,6 +86,44 @@ async fn what_runs_at_the_end_is_waited_for_and_not_for_ever() {
     }
 }
 
+/// What takes the key away need not wait for what runs.
+#[tokio::test]
+async fn a_key_that_somebody_took_away_is_drained_all_the_same() {
+    let etcd = EtcdCluster::start(1).await;
+    let waypost = Waypost::builder().etcd(&etcd.endpoints()).start().await;
+    let address = waypost.address();
+    for host in ["deleted.test", "expired.test"] {
+        let sample = Sample::start().await;
+        let (upstream, key) = (sample.to_string(), format!("/hosts/{host}/{sample}"));
+        // It looks at its key every 200 s.
+        let arguments = [host, &*upstream, "--ttl", "600s"];
+        let mut register = Register::start(&etcd.endpoints(), &arguments);
+        register.log().until("registered").await;
+        eventually("it serves", async || {
+            ask(address, host, "/").await.status() == 200
+        })
+        .await;
+        let request = tokio::spawn(async move { ask(address, host, "/hold").await });
+        sample.until_holding(1).await;
+        match host {
+            "deleted.test" => {
+                etcd.delete(&key).await;
+            }
+            _ => {
+                let held = Held::of(&etcd, &key).await.unwrap();
+                etcd.client().lease_revoke(held.lease).await.unwrap();
+            }
+        }
+        register.signal("TERM");
+        until_draining(&etcd).await;
+        sample.release();
+        assert_eq!(request.await.unwrap().status(), 200);
+        assert_eq!(register.wait_exit().await, Some(0), "{host}");
+        register.log().until("gone already").await;
+        register.log().until("drained instances=1").await;
+    }
+}
+
 #[tokio::test]
 async fn an_upstream_goes_when_its_register_is_killed() {
     let etcd = EtcdCluster::start(1).await;
@@ -184,17 +222,18 @@ async fn the_latest_writer_owns_the_key() {
     assert_eq!(Held::of(&etcd, key).await, Some(by_second), "no quarrel");
 
     second.signal("TERM");
-    assert_eq!(second.wait_exit().await, Some(0));
+    assert_eq!(second.wait_exit().await, Some(1), "nobody vouches");
+    second.log().until("no instance is registered").await;
     let again = Held::until(&etcd, key, |held| held.lease == by_first.lease).await;
 
     // Whoever puts the key by hand keeps it.
     let by_hand = etcd.put(key, r#"{"drain": true}"#).await;
     assert!(by_hand > again.revision);
     first.signal("TERM");
-    assert_eq!(first.wait_exit().await, Some(0));
+    assert_eq!(first.wait_exit().await, Some(1), "it may be in use");
     let held = Held::of(&etcd, key).await.unwrap();
     assert_eq!((held.revision, held.lease), (by_hand, 0));
-    assert!(first.log().text().contains("left as it is"));
+    first.log().until("left as it is").await;
 }
 
 #[tokio::test]

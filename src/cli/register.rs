@@ -196,14 +196,19 @@ async fn end(
         Ok(stopped) => stopped,
         Err(code) => return Ok(ExitCode::from(code)),
     };
-    let registration = stopped.ok().transpose()?;
+    let registration = match stopped {
+        Ok(Ok(registration)) => Some(registration),
+        Ok(Err(error)) => {
+            warn!("{error:#}: the upstream goes with its lease, and is not drained");
+            None
+        }
+        Err(_) => silent(),
+    };
     let removal = async {
-        match &registration {
-            Some(registration) => {
-                let withdrawal = registration.withdraw(drain);
-                time::timeout_at(deadline, withdrawal).await.ok()
-            }
-            None => None,
+        let withdrawal = registration.as_ref()?.withdraw(drain);
+        match time::timeout_at(deadline, withdrawal).await {
+            Ok(withdrawal) => Some(withdrawal),
+            Err(_) => silent(),
         }
     };
     let removed = match settle(&mut service, &mut last, removal).await {
@@ -243,22 +248,35 @@ async fn settle<T>(
     }
 }
 
-/// Whether the key is certainly gone and nothing else was asked for, or what waits for the instances.
+/// What is left to the lease, because etcd was asked and said nothing in time.
+fn silent<T>() -> Option<T> {
+    let seconds = REMOVAL_TIME.as_secs();
+    warn!("no answer of etcd within {seconds} s: the upstream goes with its lease");
+    None
+}
+
+/// Whether the upstream is certainly done with, and else what waits for the instances.
 fn report(removed: Option<Withdrawal<'_>>, drain: Option<Duration>) -> (bool, Option<Barrier<'_>>) {
     match removed {
         Some(Withdrawal::Deleted { revision, barrier }) => {
             info!(revision, "the upstream is removed");
             (drain.is_none() || barrier.is_some(), barrier)
         }
-        Some(Withdrawal::NotOurs) => {
-            info!("the key was not ours (any more): it is left as it is");
+        Some(Withdrawal::Gone { barrier }) => {
+            info!("the key was gone already");
+            (drain.is_none() || barrier.is_some(), barrier)
+        }
+        Some(Withdrawal::Theirs) => {
+            warn!(
+                "somebody else has written the key: it is left as it is, and instances may go on using the upstream"
+            );
+            (drain.is_none(), None)
+        }
+        Some(Withdrawal::Never) => {
+            info!("the upstream was never added");
             (true, None)
         }
-        None => {
-            let seconds = REMOVAL_TIME.as_secs();
-            warn!("no answer of etcd within {seconds} s: the upstream goes with its lease");
-            (false, None)
-        }
+        None => (false, None),
     }
 }
 
@@ -271,10 +289,6 @@ async fn drain_by(barrier: Barrier<'_>) -> bool {
             return false;
         }
     };
-    if report.instances == 0 {
-        info!("no instance is registered: nothing is drained");
-        return true;
-    }
     if !report.also.is_empty() {
         let keys = report.also.join(", ");
         warn!(keys, "the same upstream stays in use by other keys");
@@ -325,4 +339,21 @@ fn ttl(text: &str) -> Result<Duration, String> {
         );
     }
     Ok(ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Signal;
+
+    use super::*;
+
+    /// An etcd that fails us in a way that nobody thought of must not leave the command without its signal.
+    #[tokio::test]
+    async fn the_command_is_stopped_even_if_the_registration_failed() {
+        let command = ["sleep", "60"].map(OsString::from);
+        let service = Service::start(&command).unwrap();
+        let event = Event::Stop(Signal::TERM);
+        let code = end(service, Keeper::failing(), event, Some(SHORTEST_TTL)).await;
+        assert_eq!(code.unwrap(), ExitCode::from(143), "ended by SIGTERM");
+    }
 }

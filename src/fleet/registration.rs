@@ -49,6 +49,8 @@ pub struct Registration {
     leased: Leased,
     lease: Option<Lease>,
     standing: Standing,
+    /// Whether a put was sent: then instances may have routed by it.
+    may_be_served: bool,
     trouble: Trouble,
 }
 
@@ -118,6 +120,7 @@ impl Registration {
             leased,
             lease: None,
             standing: Standing::New,
+            may_be_served: false,
             trouble: Trouble::default(),
         }
     }
@@ -199,6 +202,7 @@ impl Registration {
         let txn = Txn::new()
             .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, over)])
             .and_then([put, self.record("")?]);
+        self.may_be_served = true;
         let answer = self.reach.call(async |etcd| etcd.txn(txn).await).await?;
         if !answer.succeeded() {
             return Ok(());
@@ -264,6 +268,15 @@ impl Keeper {
         // Whether it still listens doesn't matter: it ends.
         let _ = self.stop.send(());
         self.task.await.context("the registration failed")
+    }
+
+    /// One whose task fails.
+    #[cfg(test)]
+    pub(crate) fn failing() -> Self {
+        Self {
+            stop: oneshot::channel().0,
+            task: tokio::spawn(async { panic!("as a test asks for") }),
+        }
     }
 }
 

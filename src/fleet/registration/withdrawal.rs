@@ -12,7 +12,7 @@ use crate::{
     barrier::Question,
     fleet::barrier::{Barrier, Change},
     route::Revision,
-    source::etcd::{Lease, fault::Fault},
+    source::etcd::fault::Fault,
 };
 
 /// How a registration ended.
@@ -24,24 +24,30 @@ pub enum Withdrawal<'r> {
         /// What tells when every instance is done with it, if that was asked for.
         barrier: Option<Barrier<'r>>,
     },
-    /// There was nothing of ours: never written, expired, deleted or written by somebody else.
-    NotOurs,
+    /// The key was gone already: etcd lost its lease, or somebody deleted it.
+    Gone {
+        /// What tells when every instance is done with it, if that was asked for.
+        barrier: Option<Barrier<'r>>,
+    },
+    /// Somebody else has written the key, which stays: nobody can say that the upstream is done with.
+    Theirs,
+    /// The key was never written.
+    Never,
 }
 
 impl Registration {
     /// Deletes the key if it is still ours, and ends the lease. Tries for as long as etcd doesn't answer; who gives up
     /// leaves the rest to the lease. With `drain` a barrier asks, for so long, whether requests still run.
     pub async fn withdraw(&self, mut drain: Option<Duration>) -> Withdrawal<'_> {
-        let Some(lease) = self.lease else {
-            return Withdrawal::NotOurs;
-        };
+        if !self.may_be_served {
+            self.end_lease().await;
+            return Withdrawal::Never;
+        }
         let mut trouble = Trouble::default();
         loop {
-            let error = match self.delete(lease, drain).await {
+            let error = match self.take_away(drain).await {
                 Ok(withdrawal) => {
-                    // Nothing hangs on it any more, so it may as well run out.
-                    let revoke = self.reach.call(async |etcd| etcd.revoke(lease).await);
-                    let _ = revoke.await;
+                    self.end_lease().await;
                     return withdrawal;
                 }
                 Err(error) => error,
@@ -57,37 +63,55 @@ impl Registration {
         }
     }
 
-    async fn delete(&self, lease: Lease, drain: Option<Duration>) -> Result<Withdrawal<'_>> {
+    /// Nothing hangs on it any more, so it may as well run out.
+    async fn end_lease(&self) {
+        if let Some(lease) = self.lease {
+            let revoke = self.reach.call(async |etcd| etcd.revoke(lease).await);
+            let _ = revoke.await;
+        }
+    }
+
+    async fn take_away(&self, drain: Option<Duration>) -> Result<Withdrawal<'_>> {
         let key = self.leased.key.as_str();
-        let conditions = vec![Compare::lease(key, CompareOp::Equal, lease)];
-        let operations = vec![TxnOp::delete(key, None), self.record(" (ended)")?];
+        if let Some(lease) = self.lease {
+            let is_ours = Compare::lease(key, CompareOp::Equal, lease);
+            let delete = vec![TxnOp::delete(key, None), self.record(" (ended)")?];
+            if let Some((revision, barrier)) = self.change(is_ours, delete, drain).await? {
+                return Ok(Withdrawal::Deleted { revision, barrier });
+            }
+        }
+        // Whoever took it away need not have waited for what runs.
+        let is_gone = Compare::version(key, CompareOp::Equal, 0);
+        Ok(match self.change(is_gone, Vec::new(), drain).await? {
+            Some((_, barrier)) => Withdrawal::Gone { barrier },
+            None => Withdrawal::Theirs,
+        })
+    }
+
+    /// Makes a change, with a barrier behind it if that is asked for; `None` if its condition is not met.
+    async fn change(
+        &self,
+        condition: Compare,
+        operations: Vec<TxnOp>,
+        drain: Option<Duration>,
+    ) -> Result<Option<(Revision, Option<Barrier<'_>>)>> {
+        let conditions = vec![condition];
         let Some(timeout) = drain else {
             let txn = Txn::new().when(conditions).and_then(operations);
             let answer = self.reach.call(async |etcd| etcd.txn(txn).await).await?;
-            return Ok(match answer.succeeded() {
-                true => Withdrawal::Deleted {
-                    revision: revision(&answer),
-                    barrier: None,
-                },
-                false => Withdrawal::NotOurs,
-            });
+            return Ok(answer.succeeded().then(|| (revision(&answer), None)));
         };
         let change = Change {
             prefix: &self.leased.prefix,
             conditions,
             operations,
             question: Question {
-                key: Some(key.into()),
+                key: Some(self.leased.key.as_str().into()),
                 drain: true,
             },
             timeout,
         };
-        Ok(match change.make(&self.reach).await? {
-            Some(barrier) => Withdrawal::Deleted {
-                revision: barrier.revision,
-                barrier: Some(barrier),
-            },
-            None => Withdrawal::NotOurs,
-        })
+        let made = change.make(&self.reach).await?;
+        Ok(made.map(|barrier| (barrier.revision, Some(barrier))))
     }
 }
