@@ -100,10 +100,10 @@ async fn services_that_restart_in_turn_lose_nothing() {
         })
         .await;
     }
-    let load = Load::start(&[first.address(), second.address()], &["a.test"]);
+    let load = Load::of_posts(&[first.address(), second.address()], &["a.test"]);
     for _ in 0..2 {
         for (service, register) in services.iter().zip(&mut registers) {
-            load.more(100).await;
+            load.more(12).await;
             register.signal("TERM");
             assert_eq!(register.wait_exit().await, Some(7));
             assert_eq!(register.output().until("cut off").await, "cut off: 0");
@@ -111,7 +111,7 @@ async fn services_that_restart_in_turn_lose_nothing() {
             register.log().until("registered").await;
         }
     }
-    load.more(100).await;
+    load.more(12).await;
     let tally = load.finish().await;
     assert_eq!(tally.bodies.len(), 2, "both served: {tally:?}");
 }

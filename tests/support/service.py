@@ -1,7 +1,7 @@
 """A service for `waypost register ... -- python3 service.py ADDRESS PORT DIRECTORY`.
 
 It listens once DIRECTORY/listen is there, answers with its address, /healthz with 200 once DIRECTORY/healthy is there,
-/hold once DIRECTORY/release is there, and ends with code 5 when asked for /exit. It prints the signals it gets; of
+/hold once DIRECTORY/release is there, /slow after 300 ms, and ends with code 5 when asked for /exit. It prints the signals it gets; of
 SIGTERM, SIGINT and SIGQUIT it ends with code 7 once DIRECTORY/end is there, and prints how many requests it cut off.
 It never outlives its standard input.
 """
@@ -59,12 +59,16 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.answer()
         running.discard(self)
 
+    do_POST = do_GET
+
     def answer(self):
         if self.path == "/exit":
             os._exit(5)
         if self.path == "/hold":
             say("held")
             await_file("release")
+        if self.path == "/slow":
+            time.sleep(0.3)
         if self.path == "/healthz":
             say("Host: " + self.headers["Host"])
         well = self.path != "/healthz" or there("healthy")
