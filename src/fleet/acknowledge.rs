@@ -209,8 +209,12 @@ fn others_at(table: &Table, prefix: &str, key: &str) -> Vec<String> {
     let same = others.filter(|member| member.upstream.identity.endpoint.written() == address);
     let mut keys: Vec<String> = Vec::new();
     for member in same {
-        if keys.len() < NAMED && !keys.iter().any(|key| **key == *member.key.key) {
+        // A name has a member for each of its addresses.
+        if !keys.iter().any(|key| **key == *member.key.key) {
             keys.push(member.key.key.to_string());
+        }
+        if keys.len() == NAMED {
+            break;
         }
     }
     keys
