@@ -61,7 +61,7 @@ async fn an_upstream_of_many_keys_is_asked_once_and_a_denied_one_never() {
     for line in [
         "/hosts/a.test/127.0.0.1:1 (and 2 more): the upstream does not answer: 127.0.0.1:1: ",
         "/hosts/d.test/169.254.169.254:80: the upstream does not answer: 169.254.169.254:80: the address is denied",
-        "/hosts/d.test/nowhere.invalid:80: the upstream does not answer: the name has no address",
+        "/hosts/d.test/nowhere.invalid:80: the upstream does not answer: no address was found for the name",
         "5 keys checked, 3 problems",
     ] {
         has_line(&checked, line);

@@ -57,6 +57,15 @@ impl Trial {
     pub(super) async fn of(&self, upstreams: &Upstreams<'_>) -> Tried {
         let deadline = Instant::now() + ALL_TIME;
         let addresses = resolve(upstreams).await;
+        self.of_resolved(upstreams, &addresses, deadline).await
+    }
+
+    async fn of_resolved(
+        &self,
+        upstreams: &Upstreams<'_>,
+        addresses: &HashMap<String, Vec<IpAddr>>,
+        deadline: Instant,
+    ) -> Tried {
         let mut reasons: BTreeMap<&str, String> = BTreeMap::new();
         let mut targets = Vec::new();
         for (name, (address, _)) in upstreams {
@@ -68,8 +77,13 @@ impl Trial {
                         let target = |ip: &IpAddr| Target::Tcp(SocketAddr::new(*ip, *port));
                         targets.extend(found.iter().map(|ip| (name.as_str(), target(ip))));
                     }
-                    _ => {
-                        reasons.insert(name, "the name has no address".to_owned());
+                    Some(_) => {
+                        reasons.insert(name, "no address was found for the name".to_owned());
+                    }
+                    None => {
+                        let seconds = NAMES_TIME.as_secs();
+                        let reason = format!("no name server answered for it within {seconds} s");
+                        reasons.insert(name, reason);
                     }
                 },
             }
@@ -146,7 +160,7 @@ async fn connect(target: Target, patience: Duration) -> Result<(), String> {
     }
 }
 
-/// As `serve` resolves them.
+/// As `serve` resolves them; those that were not answered in time are missing.
 async fn resolve(upstreams: &Upstreams<'_>) -> HashMap<String, Vec<IpAddr>> {
     let deadline = Instant::now() + NAMES_TIME;
     let mut names = Names::start();
@@ -173,5 +187,38 @@ fn keys(keys: &[&[u8]]) -> String {
     match keys.len() {
         0 | 1 => first,
         count => format!("{first} (and {} more)", count - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_without_an_answer_is_not_one_without_an_address() {
+        let trial = Trial {
+            timeout: Duration::from_secs(1),
+            deny: Deny::new(Vec::new(), Vec::new()),
+        };
+        let names = ["answered", "silent"].map(|name| Address::Name(name.into(), 80));
+        let mut upstreams = Upstreams::new();
+        for name in &names {
+            upstreams.insert(name.to_string(), (name, vec![b"/hosts/a/b"]));
+        }
+        let addresses = HashMap::from([("answered".to_owned(), Vec::new())]);
+        let deadline = Instant::now() + ALL_TIME;
+        let tried = trial.of_resolved(&upstreams, &addresses, deadline).await;
+        let reasons: Vec<_> = tried
+            .silent
+            .iter()
+            .map(|finding| &*finding.reason)
+            .collect();
+        assert_eq!(
+            reasons,
+            [
+                "the upstream does not answer: no address was found for the name",
+                "the upstream does not answer: no name server answered for it within 15 s",
+            ]
+        );
     }
 }
