@@ -12,7 +12,11 @@ use waypost::{
     fleet::change::ChangeRecord,
 };
 
-use crate::support::{etcd::EtcdCluster, waypost::waypost};
+use crate::support::{
+    etcd::EtcdCluster,
+    link::Link,
+    waypost::{eventually, waypost},
+};
 
 #[tokio::test]
 async fn put_writes_the_key_and_who_did_it_at_one_revision() {
@@ -69,6 +73,66 @@ async fn a_mistake_is_refused_and_nothing_is_written() {
     let all = GetOptions::new().with_all_keys().with_count_only();
     let answer = etcd.client().get("", Some(all)).await.unwrap();
     assert_eq!(answer.count(), 0);
+}
+
+/// The connection breaks when etcd has made the change, and before it can say so.
+#[tokio::test]
+async fn a_lost_answer_is_told_as_one() {
+    let etcd = EtcdCluster::start(1).await;
+    etcd.put("/hosts/c.test/b:80", "").await;
+    let lost = async |words: &[&str], key: &str, count: usize| {
+        let link = Link::to(&etcd.endpoints()[0]).await;
+        link.hold_answers_to(key);
+        let url = link.url();
+        let words = [words, &["--etcd", &url]].concat();
+        let cut = async {
+            eventually(key, async || {
+                let kvs = etcd.client().get(key, None).await.unwrap();
+                kvs.kvs().len() == count
+            })
+            .await;
+            link.cut();
+        };
+        tokio::join!(waypost(&words), cut).0
+    };
+    let waits = ["put", "b.test", "b:80", "--wait", "--timeout", "2s"];
+    let (put, put_and_wait, delete) = tokio::join!(
+        lost(&["put", "a.test/x", "b:80"], "/hosts/a.test/x/b:80", 1),
+        lost(&waits, "/hosts/b.test/b:80", 1),
+        lost(&["delete", "c.test", "b:80"], "/hosts/c.test/b:80", 0),
+    );
+    for (ended, host) in [
+        (put, "a.test"),
+        (put_and_wait, "b.test"),
+        (delete, "c.test"),
+    ] {
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let said = format!("whether it is written is not known; `waypost history {host}` tells");
+        assert!(ended.stderr.contains(&said), "{ended:?}");
+        assert!(!ended.stderr.contains("nothing"), "{ended:?}");
+    }
+}
+
+/// And whether it was asked to write anything.
+#[tokio::test]
+async fn an_etcd_that_is_not_there_is_named() {
+    for (words, writes) in [
+        (&["put", "a.test", "b:80"][..], true),
+        (&["delete", "a.test", "b:80"], true),
+        (&["rollback", "--to", "2"], false),
+        (&["history"], false),
+        (&["wait", "2"], false),
+        (&["check"], false),
+    ] {
+        let ended = waypost(&[words, &["--etcd", "http://127.0.0.1:1"]].concat()).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains("http://127.0.0.1:1"), "{ended:?}");
+        assert_eq!(
+            ended.stderr.contains("nothing is written"),
+            writes,
+            "{ended:?}"
+        );
+    }
 }
 
 #[tokio::test]

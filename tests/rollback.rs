@@ -11,7 +11,8 @@ use tokio::{
 
 use crate::support::{
     etcd::EtcdCluster,
-    waypost::{BINARY, Ended, waypost},
+    link::Link,
+    waypost::{BINARY, Ended, eventually, waypost},
 };
 
 #[tokio::test]
@@ -193,6 +194,46 @@ async fn a_rollback_that_fails_midway_says_what_was_done() {
     assert!(!now.contains_key(&names[299]));
 }
 
+/// The connection breaks when etcd has made the first of two transactions, and before it can say so.
+#[tokio::test]
+async fn a_rollback_whose_answer_is_lost_says_so() {
+    let etcd = EtcdCluster::start(1).await;
+    for (hosts, said) in [
+        (1, "whether the changes shown are made is not known"),
+        (
+            130,
+            "the first 0 of the 130 changes shown are made; whether the next 127 are is not known",
+        ),
+    ] {
+        let names = (0..hosts).map(|host| format!("/hosts/h{host:03}.test/u:80"));
+        let names: Vec<_> = names.collect();
+        let mut revision = 0;
+        for value in ["old", "new"] {
+            for names in names.chunks(100) {
+                let put = |key: &String| TxnOp::put(&**key, value, None);
+                let puts: Vec<_> = names.iter().map(put).collect();
+                let last = etcd.txn(puts).await;
+                revision = if value == "old" { last } else { revision };
+            }
+        }
+        let link = Link::to(&etcd.endpoints()[0]).await;
+        let mut terminal = Terminal::at(&link.url(), revision, "").await;
+        terminal.until("[y/N]").await;
+        link.hold_answers_to(&names[0]);
+        let cut = async {
+            eventually("it is back", async || {
+                keys(&etcd).await[&names[0]].0 == "old"
+            })
+            .await;
+            link.cut();
+        };
+        let ((code, text), ()) = tokio::join!(terminal.answer("y"), cut);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(said), "{text}");
+        assert!(!text.contains("nothing is changed"), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn the_answer_decides() {
     let etcd = EtcdCluster::start(1).await;
@@ -308,10 +349,11 @@ struct Terminal {
 
 impl Terminal {
     async fn of(etcd: &EtcdCluster, to: i64, route: &str) -> Self {
-        let command = format!(
-            "{BINARY} rollback --to {to} --etcd {} {route}",
-            etcd.endpoints()[0]
-        );
+        Self::at(&etcd.endpoints()[0], to, route).await
+    }
+
+    async fn at(url: &str, to: i64, route: &str) -> Self {
+        let command = format!("{BINARY} rollback --to {to} --etcd {url} {route}");
         let child = Command::new("script")
             .args(["--quiet", "--return", "--command", &command, "/dev/null"])
             .stdin(Stdio::piped())

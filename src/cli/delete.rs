@@ -14,7 +14,7 @@ use crate::{
     config::{Usage, etcd::EtcdArgs},
     fleet::{
         barrier::Change,
-        change::ChangeRecord,
+        change::{ChangeRecord, not_made},
         reach::Reach,
         tally::{Report, Subject},
     },
@@ -76,7 +76,8 @@ impl Delete {
         }
         let record = ChangeRecord::of(format!("waypost delete {} {}", self.route, self.upstream));
         let connector = Connector::new(config)?;
-        let connection = connector.answering(&prefix).await?;
+        let connection = connector.answering(&prefix).await;
+        let connection = connection.context("nothing is written")?;
 
         let mut spellings = vec![&target.key];
         if target.typed != target.key {
@@ -109,7 +110,9 @@ impl Delete {
                 ..
             } = self.change(&prefix, key, &record)?;
             let txn = Txn::new().when(conditions).and_then(operations);
-            let written = connection.commit(txn).await?;
+            let written = connection.commit(txn).await;
+            let written = written
+                .map_err(|fault| not_made(fault.clone(), fault.leaves_in_doubt(), &prefix, key))?;
             if written.succeeded {
                 super::print(&format!("revision {}\n", written.revision))?;
                 return Ok(ExitCode::SUCCESS);

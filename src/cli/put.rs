@@ -12,7 +12,12 @@ use super::{
 use crate::{
     barrier::Question,
     config::etcd::EtcdArgs,
-    fleet::{barrier::Change, change::ChangeRecord, reach::Reach, tally::Subject},
+    fleet::{
+        barrier::Change,
+        change::{ChangeRecord, not_made},
+        reach::Reach,
+        tally::Subject,
+    },
     source::etcd::Connector,
 };
 
@@ -27,7 +32,8 @@ Examples:
   waypost put blog.example.com 10.0.0.8:4000 --wait --expect 3
 
 What `serve` would reject (`waypost check` says the same of keys that are there) is refused, and nothing is written;
---force writes it all the same, for an instance of a later version to take.
+--force writes it all the same, for an instance of a later version to take. Only the key itself is looked at: `check`
+finds what is wrong among keys, such as settings of a route that has no upstream (yet).
 With --wait it ends when every registered instance serves the change; it exits 1 if one rejects it, vanishes, or has not
 got there at --timeout, and the key stays as it was put.
 It is the same as `etcdctl put /hosts/HOST[/PATH]/UPSTREAM JSON`, with a check before and a record of who did it.")]
@@ -60,7 +66,7 @@ impl Put {
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the arguments, or that etcd doesn't answer; nothing is written then.
+    /// Says what is wrong with the arguments, or that etcd doesn't answer, and whether anything is written.
     pub async fn run(self) -> Result<ExitCode> {
         self.waiting.check(self.wait, "--wait", &self.etcd)?;
         let (config, prefix) = self.etcd.resolve()?;
@@ -74,7 +80,8 @@ impl Put {
         }
         let record = ChangeRecord::of(command);
         let connector = Connector::new(config)?;
-        let connection = connector.answering(&prefix).await?;
+        let connection = connector.answering(&prefix).await;
+        let connection = connection.context("nothing is written")?;
         let operations = vec![TxnOp::put(key.as_str(), json, None), record.write(&prefix)?];
         if self.wait {
             let change = Change {
@@ -90,7 +97,9 @@ impl Put {
             let reach = Reach::over(connector, connection);
             return put_and_wait(change, &reach, self.waiting.expect).await;
         }
-        let written = connection.commit(Txn::new().and_then(operations)).await?;
+        let written = connection.commit(Txn::new().and_then(operations)).await;
+        let written = written
+            .map_err(|fault| not_made(fault.clone(), fault.leaves_in_doubt(), &prefix, &key))?;
         super::print(&format!("revision {}\n", written.revision))?;
         Ok(ExitCode::SUCCESS)
     }

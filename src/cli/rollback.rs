@@ -61,7 +61,8 @@ impl Rollback {
     pub async fn run(self) -> Result<ExitCode> {
         let (config, prefix) = self.etcd.resolve()?;
         let scope = Scope::parse(&prefix, self.route.as_deref())?;
-        let connection = Connector::new(config)?.answering(&prefix).await?;
+        let connection = Connector::new(config)?.answering(&prefix).await;
+        let connection = connection.context("nothing is changed")?;
         let plan = self.plan(&connection, &prefix, &scope).await?;
         let transactions = plan.transactions().len();
         super::print(&shown(&plan, transactions))?;
@@ -140,15 +141,22 @@ impl Rollback {
         let transactions = plan.transactions();
         let total = transactions.len();
         for (index, range) in transactions.into_iter().enumerate() {
-            let done = range.start;
+            let so_far = SoFar {
+                done: range.start,
+                next: range.len(),
+                all: plan.steps.len(),
+            };
             let steps = &plan.steps[range];
             let committed = connection
                 .commit(transaction(steps, &record, prefix)?)
                 .await;
-            let committed = committed.with_context(|| so_far(done, plan.steps.len()))?;
+            let committed = committed.map_err(|fault| {
+                let so_far = so_far.told(fault.leaves_in_doubt());
+                anyhow::Error::new(fault).context(so_far)
+            })?;
             if !committed.succeeded {
                 let culprit = changed_meanwhile(connection, steps).await;
-                bail!("{culprit}; {}", so_far(done, plan.steps.len()));
+                bail!("{culprit}; {}", so_far.told(false));
             }
             let number = match total {
                 1 => String::new(),
@@ -232,13 +240,31 @@ async fn changed_meanwhile(connection: &Connection, steps: &[Step]) -> String {
     }
 }
 
-fn so_far(done: usize, all: usize) -> String {
-    let again = "run it again to see the difference as it is now";
-    match done {
-        0 => format!("nothing is changed: {again}"),
-        _ => format!(
-            "the first {done} of the {all} changes shown are made and the others are not: {again}"
-        ),
+/// How many of the changes shown are made.
+struct SoFar {
+    done: usize,
+    /// How many come next, in one transaction.
+    next: usize,
+    all: usize,
+}
+
+impl SoFar {
+    /// When the next transaction failed, perhaps without an answer.
+    fn told(&self, is_in_doubt: bool) -> String {
+        let Self { done, next, all } = self;
+        let again = "run it again to see the difference as it is now";
+        match (is_in_doubt, done) {
+            (false, 0) => format!("nothing is changed: {again}"),
+            (false, _) => format!(
+                "the first {done} of the {all} changes shown are made and the others are not: {again}"
+            ),
+            (true, 0) if next == all => {
+                format!("whether the changes shown are made is not known: {again}")
+            }
+            (true, _) => format!(
+                "the first {done} of the {all} changes shown are made; whether the next {next} are is not known: {again}"
+            ),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::{
+    change::not_made,
     reach::{Reach, revision},
     records::{self, Acknowledgement, InstanceRecord},
     tally::{Late, Report, Tally},
@@ -76,13 +77,20 @@ impl<'c> Change<'c> {
             .await)
             .context("nothing is written")?;
         let txn = self.transaction(&id, lease)?;
-        let made = commit_once(reach, txn, deadline).await;
-        let revision = match made {
-            Ok(Some(revision)) => revision,
-            outcome => {
+        let made = match commit_once(reach, txn, deadline).await {
+            Ok(made) => made,
+            Err((fault, is_in_doubt)) => {
                 let _ = reach.call(async |etcd| etcd.revoke(lease).await).await;
-                return outcome.map(|_| None);
+                let key = self.question.key.as_deref().filter(|_| self.changes());
+                return Err(match key {
+                    Some(key) => not_made(fault, is_in_doubt, self.prefix, key),
+                    None => anyhow::Error::new(fault).context("the instances could not be asked"),
+                });
             }
+        };
+        let Some(revision) = made else {
+            let _ = reach.call(async |etcd| etcd.revoke(lease).await).await;
+            return Ok(None);
         };
         Ok(Some(Barrier {
             reach,
@@ -94,6 +102,11 @@ impl<'c> Change<'c> {
             timeout: self.timeout,
             deadline,
         }))
+    }
+
+    /// Whether it changes anything, rather than ask alone.
+    fn changes(&self) -> bool {
+        !self.operations.is_empty()
     }
 
     /// Sent again when its answer was lost, it finds its own barrier and changes nothing.
@@ -141,9 +154,14 @@ pub async fn has_come(
     }
 }
 
-/// The revision of the transaction, or `None` if its conditions are not met. Tried until `deadline`.
-async fn commit_once(reach: &Reach, txn: Txn, deadline: Instant) -> Result<Option<Revision>> {
-    let mut failures = 0;
+/// The revision of the transaction, or `None` if its conditions are not met. Tried until `deadline`; then the last
+/// fault, and whether it may be committed all the same.
+async fn commit_once(
+    reach: &Reach,
+    txn: Txn,
+    deadline: Instant,
+) -> Result<Option<Revision>, (Fault, bool)> {
+    let (mut failures, mut is_in_doubt) = (0, false);
     loop {
         let txn = txn.clone();
         let fault = match reach.call(async |etcd| etcd.txn(txn).await).await {
@@ -152,16 +170,15 @@ async fn commit_once(reach: &Reach, txn: Txn, deadline: Instant) -> Result<Optio
                 let ours = found(&answer);
                 return Ok(ours.iter().flatten().next().map(KeyValue::create_revision));
             }
-            // Once may be the fault of a login that has expired.
-            Err(fault @ Fault::Refused(_)) if failures > 0 => {
-                return Err(fault).context("nothing is written");
-            }
             Err(fault) => fault,
         };
         failures += 1;
+        is_in_doubt |= fault.leaves_in_doubt();
+        // Once may be the fault of a login that has expired.
+        let is_final = fault.is_refusal() && failures > 1;
         let pause = back_off(failures, LONGEST_RETRY, rand::random());
-        if Instant::now() + pause >= deadline {
-            bail!("{fault}; whether it was committed is not known: look before trying again");
+        if is_final || Instant::now() + pause >= deadline {
+            return Err((fault, is_in_doubt));
         }
         sleep(pause).await;
     }

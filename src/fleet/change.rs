@@ -6,6 +6,8 @@ use std::{fs, os::unix::fs::MetadataExt, time::SystemTime};
 use etcd_client::TxnOp;
 use serde::{Deserialize, Serialize};
 
+use crate::source::etcd::fault::Fault;
+
 /// The value of `/waypost<prefix>change`; each revision of that key describes the change made at that revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeRecord {
@@ -40,6 +42,21 @@ impl ChangeRecord {
             None,
         ))
     }
+}
+
+/// What to say of a change of this key below `prefix` that ended with this fault; the fault stays in the chain.
+pub fn not_made(fault: Fault, is_in_doubt: bool, prefix: &str, key: &str) -> anyhow::Error {
+    let host = key.strip_prefix(prefix).unwrap_or(key).split('/').next();
+    let host = host.unwrap_or_default();
+    // As a shell takes it.
+    let quote = if host.contains('*') { "'" } else { "" };
+    let what = match is_in_doubt {
+        true => format!(
+            "whether it is written is not known; `waypost history {quote}{host}{quote}` tells, once etcd answers"
+        ),
+        false => "nothing is written".to_owned(),
+    };
+    anyhow::Error::new(fault).context(what)
 }
 
 /// Containers and cron set no `USER`; then the user database is asked for the name of our uid.
@@ -83,6 +100,26 @@ mod tests {
         let users = "root:x:0:0::/root:/bin/sh\nbroken\napp:x:1000:1000::/:/bin/sh\n";
         assert_eq!(name_of(1000, users).as_deref(), Some("app"));
         assert_eq!(name_of(7, users), None);
+    }
+
+    #[test]
+    fn what_is_not_known_is_said_and_where_to_look() {
+        let text = |is_in_doubt, key| {
+            let fault = Fault::Silent("no answer".to_owned());
+            format!("{:#}", not_made(fault, is_in_doubt, "/hosts/", key))
+        };
+        assert_eq!(
+            text(false, "/hosts/a/b:80"),
+            "nothing is written: no answer"
+        );
+        for (key, command) in [
+            ("/hosts/a/api/b:80", "`waypost history a`"),
+            ("/hosts/*.a/b:80", "`waypost history '*.a'`"),
+        ] {
+            let text = text(true, key);
+            assert!(text.starts_with("whether it is written is not known; "));
+            assert!(text.contains(command), "{text}");
+        }
     }
 
     #[test]

@@ -34,6 +34,9 @@ struct State {
     /// Connections end with the epoch that they began in.
     epoch: usize,
     held: bool,
+    /// What holds answers back from then on, once a client has sent it.
+    last_words: Option<Vec<u8>>,
+    is_answer_held: bool,
     delay: Duration,
 }
 
@@ -83,6 +86,13 @@ impl Link {
         self.state.send_modify(|state| state.held = false);
     }
 
+    /// Once a client has sent this, no answer comes back any more, nor the end of the connection before it is cut.
+    pub fn hold_answers_to(&self, words: &str) {
+        let words = words.as_bytes().to_vec();
+        self.state
+            .send_modify(|state| state.last_words = Some(words));
+    }
+
     /// From now on everything takes this much longer, each way.
     pub fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
@@ -117,7 +127,7 @@ async fn accept(listener: TcpListener, state: watch::Sender<State>, tries: Arc<A
             continue;
         };
         let mut epoch = state.subscribe();
-        let carried = carry(client, server, state.subscribe());
+        let carried = carry(client, server, state.clone());
         tokio::spawn(async move {
             tokio::select! {
                 _ = carried => {}
@@ -127,18 +137,14 @@ async fn accept(listener: TcpListener, state: watch::Sender<State>, tries: Arc<A
     }
 }
 
-async fn carry(
-    client: TcpStream,
-    server: String,
-    mut state: watch::Receiver<State>,
-) -> io::Result<()> {
-    passage(&mut state).await;
+async fn carry(client: TcpStream, server: String, state: watch::Sender<State>) -> io::Result<()> {
+    passage(&mut state.subscribe(), Way::There).await;
     let server = TcpStream::connect(server).await?;
     let ((from_client, to_client), (from_server, to_server)) =
         (client.into_split(), server.into_split());
     let (there, back) = tokio::join!(
-        forward(from_client, to_server, state.clone()),
-        forward(from_server, to_client, state)
+        forward(from_client, to_server, &state, Way::There),
+        forward(from_server, to_client, &state, Way::Back)
     );
     there.and(back)
 }
@@ -146,12 +152,17 @@ async fn carry(
 async fn forward(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
-    mut state: watch::Receiver<State>,
+    state: &watch::Sender<State>,
+    way: Way,
 ) -> io::Result<()> {
+    let mut passing = state.subscribe();
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = from.read(&mut buffer).await?;
-        sleep(passage(&mut state).await).await;
+        if way == Way::There {
+            state.send_if_modified(|state| state.hears(&buffer[..read]));
+        }
+        sleep(passage(&mut passing, way).await).await;
         if read == 0 {
             return to.shutdown().await;
         }
@@ -159,9 +170,28 @@ async fn forward(
     }
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    There,
+    Back,
+}
+
+impl State {
+    /// Whether answers are held back from here on.
+    fn hears(&mut self, sent: &[u8]) -> bool {
+        let Some(words) = &self.last_words else {
+            return false;
+        };
+        let is_heard = sent.windows(words.len()).any(|part| part == words);
+        self.is_answer_held |= is_heard;
+        is_heard
+    }
+}
+
 /// Waits while the link is held; how long what passes now is delayed.
-async fn passage(state: &mut watch::Receiver<State>) -> Duration {
-    match state.wait_for(|state| !state.held).await {
+async fn passage(state: &mut watch::Receiver<State>, way: Way) -> Duration {
+    let is_free = |state: &State| !(state.held || way == Way::Back && state.is_answer_held);
+    match state.wait_for(is_free).await {
         Ok(state) => state.delay,
         Err(_) => Duration::ZERO,
     }

@@ -72,7 +72,7 @@ impl Connector {
             }
         }
         anyhow::bail!(
-            "etcd does not answer; nothing is written. {} (name the endpoints with --etcd)",
+            "etcd does not answer: {} (name the endpoints with --etcd)",
             failures.join("; ")
         )
     }
@@ -131,16 +131,9 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// What etcd says; without an answer the transaction may have been committed or not.
-    pub async fn commit(&self, txn: Txn) -> anyhow::Result<Committed> {
-        let answer = match self.txn(txn).await {
-            Err(Fault::Silent(message)) => {
-                anyhow::bail!(
-                    "{message}; whether it was committed is not known: look before trying again"
-                )
-            }
-            answer => answer?,
-        };
+    /// What etcd says; if that [leaves it in doubt](Fault::leaves_in_doubt), the transaction may have been committed.
+    pub async fn commit(&self, txn: Txn) -> Result<Committed, Fault> {
+        let answer = self.txn(txn).await?;
         Ok(Committed {
             succeeded: answer.succeeded(),
             revision: answer
@@ -153,7 +146,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// After [`Fault::Silent`] it may have been committed or not.
+    /// As of [`Self::commit`].
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Fault> {
         let mut kv = self.kv.clone();
         bounded("the transaction", kv.txn(txn)).await

@@ -29,6 +29,9 @@ pub enum Fault {
     Unwanted,
 }
 
+/// What etcd says of a transaction that may be committed yet: it was cut off from the others, or is ending.
+const UNDECIDED: [&str; 4] = ["timed out", "leader changed", "stopped", "cancelled"];
+
 /// Of a status's message; etcd's codes are less telling than its words.
 const CREDENTIALS: [&str; 9] = [
     "auth token",
@@ -69,6 +72,18 @@ impl Fault {
             Self::Refused(_) => true,
             Self::Unreachable(message) => message.contains("database space exceeded"),
             _ => false,
+        }
+    }
+
+    /// Whether a transaction that ended so may have been committed all the same: etcd did not say no.
+    pub fn leaves_in_doubt(&self) -> bool {
+        match self {
+            Self::Silent(_) | Self::TooLarge => true,
+            Self::Unreachable(message) => {
+                let is_answer = message.starts_with("etcdserver: ");
+                !is_answer || UNDECIDED.iter().any(|words| message.contains(words))
+            }
+            Self::Refused(_) | Self::Compacted | Self::FutureRevision | Self::Unwanted => false,
         }
     }
 
@@ -143,5 +158,34 @@ mod tests {
         ] {
             assert_eq!(Fault::from_message(message), expected);
         }
+    }
+
+    #[test]
+    fn a_transaction_is_not_made_only_if_etcd_says_so() {
+        for (message, expected) in [
+            ("etcdserver: mvcc: database space exceeded", false),
+            ("etcdserver: permission denied", false),
+            ("etcdserver: request is too large", false),
+            ("etcdserver: no leader", false),
+            ("etcdserver: request timed out", true),
+            (
+                "etcdserver: request timed out, possibly due to previous leader failure",
+                true,
+            ),
+            ("etcdserver: server stopped", true),
+            ("transport error: connection reset by peer", true),
+            (
+                "h2 protocol error: error reading a body from connection",
+                true,
+            ),
+            (
+                "Error, decoded message length too large: found 5 bytes",
+                true,
+            ),
+        ] {
+            let fault = Fault::from_message(message);
+            assert_eq!(fault.leaves_in_doubt(), expected, "{message}");
+        }
+        assert!(Fault::Silent("no answer".to_owned()).leaves_in_doubt());
     }
 }
