@@ -148,6 +148,7 @@ impl<C: Connect> Etcd<C> {
             let endpoint = self.connector.endpoints()[self.retry.current()].clone();
             let mut session = Session {
                 connector: &self.connector,
+                endpoint: &endpoint,
                 prefix: &self.prefix,
                 range_end: &self.range_end,
                 state: &mut self.state,
@@ -158,7 +159,7 @@ impl<C: Connect> Etcd<C> {
                 is_standing: false,
                 watching_since: None,
             };
-            let Err(fault) = session.run(&endpoint).await;
+            let Err(fault) = session.run().await;
             let watched = session.watching_since.map(|since| since.elapsed());
             if fault == Fault::Unwanted {
                 return;

@@ -34,6 +34,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// What is done over one connection.
 pub(super) struct Session<'a, C> {
     pub(super) connector: &'a C,
+    pub(super) endpoint: &'a str,
     pub(super) prefix: &'a [u8],
     pub(super) range_end: &'a [u8],
     pub(super) state: &'a mut State,
@@ -50,15 +51,15 @@ pub(super) struct Session<'a, C> {
 
 impl<C: Connect> Session<'_, C> {
     /// Goes as far as it can; what ends it says how to go on.
-    pub(super) async fn run(&mut self, endpoint: &str) -> Result<Infallible, Fault> {
-        let mut connection = Arc::new(self.connector.connect(endpoint).await?);
+    pub(super) async fn run(&mut self) -> Result<Infallible, Fault> {
+        let mut connection = Arc::new(self.connector.connect(self.endpoint).await?);
         self.recognise(&*connection).await?;
         loop {
             if let State::Snapshot(reason) = *self.state {
-                self.read(&*connection, endpoint, reason).await?;
+                self.read(&*connection, reason).await?;
             }
             let reason;
-            (reason, connection) = self.watch(connection, endpoint).await?;
+            (reason, connection) = self.watch(connection).await?;
             // By now another cluster may be behind this endpoint, and the difference be that.
             self.recognise(&*connection).await?;
             *self.state = State::Snapshot(match &*self.state {
@@ -87,25 +88,21 @@ impl<C: Connect> Session<'_, C> {
         Ok(())
     }
 
-    async fn read(
-        &mut self,
-        connection: &impl Transport,
-        endpoint: &str,
-        reason: Reread,
-    ) -> Result<(), Fault> {
+    async fn read(&mut self, connection: &impl Transport, reason: Reread) -> Result<(), Fault> {
         match read_everything(connection, self.prefix, self.range_end).await? {
             Everything::Pinned {
                 entries,
                 revision,
                 cluster_id,
             } => {
-                self.report.read(endpoint, reason, revision, entries.len());
+                self.report
+                    .read(self.endpoint, reason, revision, entries.len());
                 self.publish_snapshot(entries, revision, cluster_id, reason)
                     .await
             }
             Everything::Unpinned(catch_up) => {
                 self.report
-                    .read(endpoint, reason, catch_up.from, catch_up.keys());
+                    .read(self.endpoint, reason, catch_up.from, catch_up.keys());
                 *self.state = State::CatchingUp { catch_up, reason };
                 Ok(())
             }
@@ -136,7 +133,6 @@ impl<C: Connect> Session<'_, C> {
     async fn watch(
         &mut self,
         connection: Arc<C::Transport>,
-        endpoint: &str,
     ) -> Result<(Reread, Arc<C::Transport>), Fault> {
         let from = match &self.state {
             State::Watching(known) => known.revision,
@@ -163,7 +159,7 @@ impl<C: Connect> Session<'_, C> {
                     self.answered(outcome)
                 }
                 response = watch.response() => {
-                    match self.hear(response?, &mut assembly, endpoint).await? {
+                    match self.hear(response?, &mut assembly).await? {
                         Some(reason) => return Ok((reason, calls)),
                         None => Step::Rest,
                     }
@@ -175,7 +171,7 @@ impl<C: Connect> Session<'_, C> {
             match step {
                 Step::Rest => {}
                 Step::Ask(task) => {
-                    let asking = ask(self.connector, endpoint, calls.clone(), task);
+                    let asking = ask(self.connector, self.endpoint, calls.clone(), task);
                     asked.set(asking.fuse());
                 }
                 Step::Reconciled => self.report.reconciled(&Differences::default()),
@@ -232,7 +228,6 @@ impl<C: Connect> Session<'_, C> {
         &mut self,
         response: Response,
         assembly: &mut Assembly,
-        endpoint: &str,
     ) -> Result<Option<Reread>, Fault> {
         self.report.observed(response.watch_id, response.revision);
         let more_follows = response.fragment;
@@ -240,7 +235,7 @@ impl<C: Connect> Session<'_, C> {
             Heard::Created => {
                 self.is_standing = true;
                 self.watching_since = Some(Instant::now());
-                self.report.connected(endpoint, assembly.revision());
+                self.report.connected(self.endpoint, assembly.revision());
                 if let State::Watching(known) = &self.state {
                     self.vigil.standing(Instant::now(), self.footing, known);
                 }
