@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::TxnOp;
-use waypost::source::{Change, Update, etcd::read_all};
+use waypost::source::{Change, History, Update, etcd::read_all};
 
 use crate::support::{
     etcd::EtcdCluster,
@@ -141,7 +141,13 @@ async fn compaction_while_away_leads_to_a_snapshot() {
     let last = etcd.put("/hosts/c/c:80", "").await;
     etcd.compact(last).await;
     link.mend(&etcd.endpoints()[0]);
-    assert_eq!(follower.snapshot().await, last);
+    let Update::Snapshot {
+        revision, history, ..
+    } = follower.next().await
+    else {
+        panic!("expected a snapshot");
+    };
+    assert_eq!((revision, history), (last, History::Continued));
     assert_eq!(
         follower.keys.keys().collect::<Vec<_>>(),
         ["/hosts/b/b:80", "/hosts/c/c:80"]
@@ -214,6 +220,40 @@ async fn another_cluster_behind_the_same_address_is_read_anew() {
     link.mend(&other.endpoints()[0]);
     follower.snapshot().await;
     assert_eq!(follower.keys.len(), 2);
+}
+
+/// Past our revision and compacted, nothing is left of what a witness could vouch with.
+#[tokio::test]
+async fn another_history_that_is_compacted_is_no_gap_in_ours() {
+    let (mut etcd, other) = tokio::join!(EtcdCluster::start(1), EtcdCluster::start(1));
+    for is_wiped in [true, false] {
+        etcd.put("/hosts/a/a:80", "").await;
+        etcd.put("/hosts/b/b:80", "").await;
+        let (mut follower, link) = follow_by_link(&etcd).await;
+        follower.snapshot().await;
+        follower.until_connected().await;
+        link.cut();
+        follower.until_disconnected().await;
+        if is_wiped {
+            etcd.wipe();
+            etcd.restart(0).await;
+        }
+        let there = if is_wiped { &etcd } else { &other };
+        for _ in 0..20 {
+            there.put("/elsewhere", "").await;
+        }
+        let last = there.put("/hosts/c/c:80", "").await;
+        there.compact(last).await;
+        link.mend(&there.endpoints()[0]);
+        let Update::Snapshot {
+            revision, history, ..
+        } = follower.next().await
+        else {
+            panic!("expected a snapshot");
+        };
+        assert_eq!((revision, history), (last, History::Another));
+        assert_eq!(follower.keys.keys().collect::<Vec<_>>(), ["/hosts/c/c:80"]);
+    }
 }
 
 async fn follow_by_link(etcd: &EtcdCluster) -> (Follower, Link) {

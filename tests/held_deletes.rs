@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::support::{
     etcd::EtcdCluster,
+    link::Link,
     load::ask,
     sample::Sample,
     waypost::{DEADLINE, Waypost, eventually, waypost},
@@ -57,11 +58,46 @@ async fn a_wiped_cluster_takes_no_route_away_until_an_operator_accepts() {
     assert_eq!(ready, "ready\n");
 }
 
-/// Within one history etcd's word counts at once, and be it about the last key.
+/// The history that knew the routes is gone and, compacted past our revision, so is what could show that.
+#[tokio::test]
+async fn a_wiped_cluster_that_was_compacted_takes_no_route_away() {
+    let mut etcd = EtcdCluster::start(1).await;
+    let sample = Sample::start().await;
+    for host in ["a.test", "b.test"] {
+        etcd.put(&format!("/hosts/{host}/{sample}"), "").await;
+    }
+    let link = Link::to(&etcd.endpoints()[0]).await;
+    let instance = Waypost::builder().etcd(&[link.url()]).start().await;
+    link.cut();
+    eventually("it notices", async || {
+        instance.api("/api/status").await["connected"] == false
+    })
+    .await;
+    etcd.wipe();
+    etcd.restart(0).await;
+    for _ in 0..20 {
+        etcd.put("/elsewhere", "").await;
+    }
+    let put = etcd.put(&format!("/hosts/c.test/{sample}"), "").await;
+    etcd.compact(put).await;
+    link.mend(&etcd.endpoints()[0]);
+    instance.reached(put).await;
+    for host in ["a.test", "b.test", "c.test"] {
+        let status = ask(instance.address(), host, "/").await.status();
+        assert_eq!(status, 200, "{host}");
+    }
+    assert_eq!(instance.metric("waypost_held_deletes", &[]).await, 2.0);
+    instance.log().until("it may have been wiped").await;
+}
+
+/// Within one history etcd's word counts at once, and be it about the last key. What is left of the routes vouches for
+/// the history when what happened is compacted away.
 #[tokio::test]
 async fn what_is_deleted_while_etcd_is_away_and_compacted_is_not_held() {
     let mut etcd = EtcdCluster::start(3).await;
     let sample = Sample::start().await;
+    let kept = format!("/hosts/kept.test/{sample}");
+    etcd.put(&kept, "").await;
     etcd.put(&format!("/hosts/a.test/{sample}"), "").await;
     let member = etcd.endpoints()[0].clone();
     let instance = Waypost::builder().etcd(&[member]).start().await;
@@ -77,6 +113,10 @@ async fn what_is_deleted_while_etcd_is_away_and_compacted_is_not_held() {
     instance.reached(deleted).await;
     assert!(back.elapsed() < DEADLINE, "{:?}", back.elapsed());
     let gone = ask(instance.address(), "a.test", "/").await.status();
+    assert_eq!(gone, 404);
+    let deleted = etcd.delete(&kept).await;
+    instance.reached(deleted).await;
+    let gone = ask(instance.address(), "kept.test", "/").await.status();
     assert_eq!(gone, 404);
     assert_eq!(instance.metric("waypost_held_deletes", &[]).await, 0.0);
 }

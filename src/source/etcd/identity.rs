@@ -23,6 +23,8 @@ pub struct Identity {
     pub cluster_id: u64,
     newest: BTreeMap<(Revision, Bytes), u64>,
     revisions: HashMap<Bytes, Revision>,
+    /// Live keys that are not remembered were last changed at this revision or before.
+    forgotten: Revision,
 }
 
 /// A live key as we know it.
@@ -76,9 +78,14 @@ pub enum Reread {
     /// It has not come as far as we have.
     #[error("etcd's revision is below ours: it was wiped or restored")]
     Behind,
-    /// Our newest key was never there, or not like that.
-    #[error("our newest key is not in its history: it was wiped or restored")]
+    /// Our newest key was never there, or not like that; or another was there that we should know.
+    #[error("what we know is not in its history: it was wiped or restored")]
     OtherHistory,
+    /// As `Compacted`, and none of the keys that we know is there as it was.
+    #[error(
+        "the changes since our revision are compacted away, and no key is as it was: it may have been wiped or restored"
+    )]
+    Unvouched,
 }
 
 impl Reread {
@@ -90,7 +97,8 @@ impl Reread {
             | Self::NoWitness
             | Self::OtherCluster
             | Self::Behind
-            | Self::OtherHistory => History::Another,
+            | Self::OtherHistory
+            | Self::Unvouched => History::Another,
         }
     }
 }
@@ -102,6 +110,7 @@ impl Identity {
             cluster_id,
             newest: BTreeMap::new(),
             revisions: HashMap::new(),
+            forgotten: 0,
         };
         entries.iter().for_each(|entry| identity.put(entry));
         identity
@@ -142,6 +151,16 @@ impl Identity {
         }
     }
 
+    /// Whether this key, last changed at our revision or before, is live as far as we know, with this value; `None` if
+    /// it is not among the newest, of which alone that is known.
+    pub fn confirms(&self, entry: &Entry) -> Option<bool> {
+        if entry.mod_revision <= self.forgotten {
+            return None;
+        }
+        let known = self.newest.get(&(entry.mod_revision, entry.key.clone()));
+        Some(known.is_some_and(|known| *known == hash(&entry.value)))
+    }
+
     fn put(&mut self, entry: &Entry) {
         self.forget(&entry.key);
         let full = self.newest.len() >= REMEMBERED;
@@ -149,13 +168,15 @@ impl Identity {
             && (self.newest.first_key_value())
                 .is_some_and(|((oldest, _), _)| entry.mod_revision <= *oldest)
         {
+            self.forgotten = self.forgotten.max(entry.mod_revision);
             return;
         }
         self.newest
             .insert((entry.mod_revision, entry.key.clone()), hash(&entry.value));
         self.revisions.insert(entry.key.clone(), entry.mod_revision);
-        if full && let Some(((_, key), _)) = self.newest.pop_first() {
+        if full && let Some(((mod_revision, key), _)) = self.newest.pop_first() {
             self.revisions.remove(&key);
+            self.forgotten = self.forgotten.max(mod_revision);
         }
     }
 

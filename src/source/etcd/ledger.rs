@@ -59,6 +59,11 @@ impl Ledger {
         self.revisions.len()
     }
 
+    /// The revision that last changed this key, if it is there.
+    pub fn revision_of(&self, key: &[u8]) -> Option<Revision> {
+        (self.revisions.get(&self.seed.hash_one(key))).copied()
+    }
+
     /// Takes a key out: the revision that last changed it.
     pub fn take(&mut self, key: &[u8]) -> Option<Revision> {
         self.revisions.remove(&self.seed.hash_one(key))

@@ -1,8 +1,9 @@
 //! The etcd source: reads everything once, then follows one watch, and finds its way back after every fault.
 //!
 //! [`Etcd::run`] joins the parts. What a response, a page, a failure or a witness *means* is decided by plain functions
-//! over values in `assembly`, `reading`, `retry` and `identity`, and in `vigil` what is asked beside a watch; `session`
-//! carries it out over one `connection`, and `report` tells the operator. What the keys mean is the publisher's business.
+//! over values in `assembly`, `reading`, `retry`, `identity` and `known`, and in `vigil` what is asked beside a watch;
+//! `session` carries it out over one `connection`, `state` is what is kept from one to the next, and `report` tells the
+//! operator. What the keys mean is the publisher's business.
 
 mod assembly;
 pub mod backoff;
@@ -21,6 +22,7 @@ mod reconcile;
 mod report;
 mod retry;
 mod session;
+mod state;
 #[cfg(test)]
 mod tests;
 pub mod transport;
@@ -34,12 +36,12 @@ use tokio::sync::mpsc;
 use self::{
     connection::range_end,
     fault::Fault,
-    identity::Reread,
     known::Known,
-    reading::{CatchUp, Everything},
+    reading::Everything,
     report::Report,
     retry::Retry,
     session::{Session, read_everything},
+    state::State,
     transport::Connect,
     vigil::{Footing, Vigil},
 };
@@ -67,20 +69,6 @@ pub struct Etcd<C = Connector> {
     random: StdRng,
 }
 
-/// What we have, and so what comes next.
-#[derive(Debug)]
-enum State {
-    /// Nothing that a watch could go on from. Read everything, at whichever endpoint answers; on success
-    /// `Watching`, or `CatchingUp` if compaction outran the read. A failure stays here.
-    Snapshot(Reread),
-    /// Everything, but from several revisions; a watch brings what is missing. On success `Watching`, on any
-    /// failure `Snapshot`.
-    CatchingUp { catch_up: CatchUp, reason: Reread },
-    /// Everything up to this revision was passed on. A lost watch stays here and resumes at it, once the witness has
-    /// vouched for the history; compaction and another history lead to `Snapshot`.
-    Watching(Known),
-}
-
 impl Etcd {
     /// A source for the keys below `prefix` (normalised, so it ends in `/`). Connects to nothing yet.
     ///
@@ -106,7 +94,7 @@ impl<C: Connect> Etcd<C> {
             connector,
             range_end: range_end(prefix.as_bytes()),
             prefix: prefix.into_bytes(),
-            state: State::Snapshot(Reread::Start),
+            state: State::start(),
         }
     }
 
@@ -166,7 +154,7 @@ impl<C: Connect> Etcd<C> {
             }
             report.disconnected(&endpoint, &fault);
             if let State::CatchingUp { reason, .. } = self.state {
-                self.state = State::Snapshot(reason);
+                self.state.read_anew(reason);
             }
             let pause = self.retry.after(&fault, watched, self.random.random());
             tokio::time::sleep(pause).await;

@@ -233,11 +233,6 @@ impl CatchUp {
         }
     }
 
-    /// How many keys there are so far.
-    pub fn keys(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Everything, ordered by key.
     pub fn into_entries(self) -> Vec<Entry> {
         self.entries.into_values().collect()

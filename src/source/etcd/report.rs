@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use tracing::{debug, info, warn};
 
-use super::{comparison::Differences, fault::Fault, identity::Reread};
+use super::{comparison::Differences, fault::Fault, identity::Reread, reading::CatchUp};
 use crate::{live::Live, route::Revision, telemetry::metrics::Metrics};
 
 /// Tells, and remembers what was told.
@@ -81,6 +81,17 @@ impl Report {
         }
     }
 
+    /// Pages were read, each of its own revision, and the watch must bring the rest.
+    pub(super) fn outrun(&self, endpoint: &str, catch_up: &CatchUp) {
+        let (from, through) = (catch_up.from, catch_up.through);
+        info!(
+            endpoint,
+            from,
+            through,
+            "compaction outran the read of all keys; the watch brings what changed meanwhile"
+        );
+    }
+
     /// Everything was read, for this reason. The revision may be lower than before: another history.
     pub(super) fn read(&self, endpoint: &str, reason: Reread, revision: Revision, keys: usize) {
         match reason {
@@ -91,7 +102,8 @@ impl Report {
             | Reread::Difference
             | Reread::OtherCluster
             | Reread::Behind
-            | Reread::OtherHistory => {
+            | Reread::OtherHistory
+            | Reread::Unvouched => {
                 warn!(endpoint, revision, keys, because = %reason, "read all keys");
             }
         }

@@ -10,7 +10,6 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    State,
     assembly::{Assembly, Heard, Response},
     comparison::Differences,
     connection::{CALL_TIME, silent},
@@ -19,6 +18,7 @@ use super::{
     known::Known,
     reading::{Everything, Reading},
     report::Report,
+    state::State,
     transport::{Connect, Transport, Watch},
     vigil::{Footing, Outcome, Step, Task, Vigil},
 };
@@ -53,26 +53,22 @@ impl<C: Connect> Session<'_, C> {
     /// Goes as far as it can; what ends it says how to go on.
     pub(super) async fn run(&mut self) -> Result<Infallible, Fault> {
         let mut connection = Arc::new(self.connector.connect(self.endpoint).await?);
-        self.recognise(&*connection).await?;
         loop {
-            if let State::Snapshot(reason) = *self.state {
-                self.read(&*connection, reason).await?;
+            // By now another cluster may be behind this endpoint, and why the watch ended be that.
+            self.recognise(&*connection).await?;
+            if let State::Snapshot { .. } = self.state {
+                self.read(&*connection).await?;
             }
             let reason;
             (reason, connection) = self.watch(connection).await?;
-            // By now another cluster may be behind this endpoint, and the difference be that.
-            self.recognise(&*connection).await?;
-            *self.state = State::Snapshot(match &*self.state {
-                State::Watching(_) => reason,
-                State::CatchingUp { reason, .. } | State::Snapshot(reason) => *reason,
-            });
+            self.state.read_anew(reason);
         }
     }
 
-    /// Before a watch is resumed: is this the history that we know? A witness that knows nothing of it, or none to
-    /// ask, and everything is read anew.
+    /// Before a watch is resumed, or everything read: is this the history that we know? A witness that knows nothing of
+    /// it, or none to ask, and everything is read anew.
     async fn recognise(&mut self, connection: &impl Transport) -> Result<(), Fault> {
-        let State::Watching(known) = &self.state else {
+        let Some(known) = self.state.known() else {
             return Ok(());
         };
         let verdict = match known.identity.witness() {
@@ -82,28 +78,26 @@ impl<C: Connect> Session<'_, C> {
             }
             None => Err(Reread::NoWitness),
         };
-        if let Err(reason) = verdict {
-            *self.state = State::Snapshot(reason);
-        }
+        self.state.judged(verdict);
         Ok(())
     }
 
-    async fn read(&mut self, connection: &impl Transport, reason: Reread) -> Result<(), Fault> {
+    async fn read(&mut self, connection: &impl Transport) -> Result<(), Fault> {
         match read_everything(connection, self.prefix, self.range_end).await? {
             Everything::Pinned {
                 entries,
                 revision,
                 cluster_id,
-            } => {
-                self.report
-                    .read(self.endpoint, reason, revision, entries.len());
-                self.publish_snapshot(entries, revision, cluster_id, reason)
-                    .await
-            }
+            } => self.publish_snapshot(entries, revision, cluster_id).await,
             Everything::Unpinned(catch_up) => {
-                self.report
-                    .read(self.endpoint, reason, catch_up.from, catch_up.keys());
-                *self.state = State::CatchingUp { catch_up, reason };
+                self.report.outrun(self.endpoint, &catch_up);
+                if let State::Snapshot { reason, known } = self.state.take() {
+                    *self.state = State::CatchingUp {
+                        catch_up,
+                        reason,
+                        known,
+                    };
+                }
                 Ok(())
             }
         }
@@ -114,8 +108,16 @@ impl<C: Connect> Session<'_, C> {
         entries: Vec<Entry>,
         revision: Revision,
         cluster_id: u64,
-        reason: Reread,
     ) -> Result<(), Fault> {
+        let reason = match &*self.state {
+            State::Snapshot { reason, known } | State::CatchingUp { reason, known, .. } => {
+                let judge =
+                    |known: &Known| known.judge_read(*reason, cluster_id, revision, &entries);
+                known.as_ref().map_or(*reason, judge)
+            }
+            State::Watching(_) => return Ok(()),
+        };
+        (self.report).read(self.endpoint, reason, revision, entries.len());
         let known = Known::of(self.prefix, cluster_id, revision, &entries);
         self.send(Update::Snapshot {
             entries,
@@ -137,7 +139,7 @@ impl<C: Connect> Session<'_, C> {
         let from = match &self.state {
             State::Watching(known) => known.revision,
             State::CatchingUp { catch_up, .. } => catch_up.from,
-            State::Snapshot(_) => {
+            State::Snapshot { .. } => {
                 return Err(Fault::Unreachable("nothing to watch from".to_owned()));
             }
         };
@@ -199,7 +201,7 @@ impl<C: Connect> Session<'_, C> {
             _ if !self.is_standing => Some(Instant::now() + CALL_TIME),
             State::CatchingUp { .. } => Some(Instant::now() + QUIET),
             State::Watching(_) => self.vigil.wakes_at(),
-            State::Snapshot(_) => None,
+            State::Snapshot { .. } => None,
         }
     }
 
@@ -209,7 +211,7 @@ impl<C: Connect> Session<'_, C> {
             _ if !self.is_standing => Err(silent("starting the watch")),
             State::CatchingUp { reason, .. } => Ok(Step::Reread(*reason)),
             State::Watching(known) => Ok(self.vigil.ring(Instant::now(), known)),
-            State::Snapshot(_) => Ok(Step::Rest),
+            State::Snapshot { .. } => Ok(Step::Rest),
         }
     }
 
@@ -219,7 +221,7 @@ impl<C: Connect> Session<'_, C> {
         }
         match &self.state {
             State::Watching(known) => self.vigil.answered(Instant::now(), outcome, known),
-            State::Snapshot(_) | State::CatchingUp { .. } => Step::Rest,
+            State::Snapshot { .. } | State::CatchingUp { .. } => Step::Rest,
         }
     }
 
@@ -271,7 +273,7 @@ impl<C: Connect> Session<'_, C> {
                 catch_up.add(changes);
                 self.catch_up(up_to).await
             }
-            State::Snapshot(_) => Ok(()),
+            State::Snapshot { .. } => Ok(()),
         }
     }
 
@@ -282,24 +284,26 @@ impl<C: Connect> Session<'_, C> {
                 self.send(Update::Progress { revision: up_to }).await
             }
             State::CatchingUp { .. } => self.catch_up(up_to).await,
-            State::Snapshot(_) => Ok(()),
+            State::Snapshot { .. } => Ok(()),
         }
     }
 
     /// The watch has brought everything up to this revision. Passed on is what no page shows more of.
     async fn catch_up(&mut self, revision: Revision) -> Result<(), Fault> {
-        let state = std::mem::replace(self.state, State::Snapshot(Reread::Start));
-        let (catch_up, reason) = match state {
-            State::CatchingUp { catch_up, reason } if catch_up.through <= revision => {
-                (catch_up, reason)
-            }
+        let (catch_up, reason, known) = match self.state.take() {
+            State::CatchingUp {
+                catch_up,
+                reason,
+                known,
+            } if catch_up.through <= revision => (catch_up, reason, known),
             state => {
                 *self.state = state;
                 return Ok(());
             }
         };
+        *self.state = State::Snapshot { reason, known };
         let cluster_id = catch_up.cluster_id;
-        self.publish_snapshot(catch_up.into_entries(), revision, cluster_id, reason)
+        self.publish_snapshot(catch_up.into_entries(), revision, cluster_id)
             .await
     }
 

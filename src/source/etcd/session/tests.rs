@@ -93,11 +93,24 @@ impl Bench {
         start.elapsed()
     }
 
+    /// The watches end, and the read that follows does too, with its first page.
+    async fn fail_the_next_read(&mut self, compact_revision: Revision) {
+        self.etcd.store().page_faults = 1;
+        self.etcd.end_watches_by(compact_revision);
+        while self.etcd.store().page_faults > 0 {
+            self.pass(Duration::from_millis(1)).await;
+        }
+    }
+
     fn take(&mut self, update: Update) {
         match update {
             Update::Snapshot {
-                entries, history, ..
+                entries,
+                revision,
+                history,
             } => {
+                let newest = entries.iter().map(|entry| entry.mod_revision).max();
+                assert!(newest <= Some(revision), "torn: {newest:?} at {revision}");
                 self.snapshots += 1;
                 self.history = Some(history);
                 self.keys = (entries.iter())
@@ -277,6 +290,78 @@ async fn a_difference_because_of_another_history_is_told_as_that() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn compaction_does_not_hide_another_history() {
+    let mut bench = Bench::start().await;
+    bench.etcd.lose_history();
+    bench.etcd.put_unheard("/h/b");
+    bench.etcd.compact();
+    bench.etcd.end_watches();
+    bench.pass(RESUME).await;
+    assert_eq!(bench.history, Some(History::Another));
+    assert_eq!(bench.counts(), [2, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_compacted_away_is_made_up_for_within_one_history() {
+    let mut bench = Bench::start().await;
+    let missed = bench.etcd.put_unheard("/h/b");
+    bench.etcd.put_unheard("/h/c");
+    bench.etcd.compact();
+    bench.etcd.end_watches();
+    bench.until("/h/b", missed).await;
+    assert_eq!(bench.history, Some(History::Continued));
+    assert_eq!(bench.counts()[0], 2);
+}
+
+/// Why it was begun is no reason any more to believe what answers then.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_failed_half_way_is_judged_anew() {
+    for is_watch_compacted in [false, true] {
+        let mut bench = Bench::start().await;
+        let missed = bench.etcd.put_unheard("/h/b");
+        bench.etcd.compact();
+        let by = if is_watch_compacted { missed } else { 0 };
+        bench.fail_the_next_read(by).await;
+        assert_eq!(bench.snapshots, 1);
+        bench.etcd.store().compacted = 0;
+        bench.etcd.lose_history();
+        let other = bench.etcd.put_unheard("/h/c");
+        bench.until("/h/c", other).await;
+        assert_eq!(bench.history, Some(History::Another));
+        assert_eq!(bench.snapshots, 2);
+    }
+}
+
+/// As when one endpoint of several leads to another cluster.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_another_history_is_not_needed_once_ours_is_back() {
+    let mut bench = Bench::start().await;
+    let ours = bench.etcd.lose_history();
+    bench.fail_the_next_read(0).await;
+    bench.etcd.store().history = ours;
+    let put = bench.etcd.put_unheard("/h/b");
+    bench.until("/h/b", put).await;
+    assert_eq!(bench.snapshots, 1, "resumed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_is_not_forgotten_when_the_connection_breaks() {
+    let mut bench = Bench::start().await;
+    let lost = bench.etcd.put_unheard("/h/a");
+    bench.etcd.store().ask_faults = 1;
+    let start = Instant::now();
+    while bench.metrics()[2] == 0 && start.elapsed() < minutes(80) {
+        bench.etcd.put("/h/b");
+        bench.pass(Duration::from_secs(20)).await;
+    }
+    bench.pass(RESUME).await;
+    assert_eq!(bench.etcd.store().ask_faults, 0);
+    assert_eq!(bench.keys["/h/a"], lost);
+    assert_eq!(bench.history, Some(History::Continued));
+    assert_eq!(bench.metrics()[2], 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_missed_before_a_resume_is_noticed_soon_after_it() {
     let mut bench = Bench::start().await;
     let lost = bench.etcd.put_unheard("/h/b");
@@ -309,7 +394,7 @@ async fn changes_during_a_comparison_are_no_difference() {
         etcd.put(&format!("/h/{index}"));
     }
     let mut bench = Bench::over(etcd).await;
-    bench.etcd.store().changes_while_read = Some("/h/7");
+    bench.etcd.store().changes_while_read = vec!["/h/7"];
     let pages = bench.etcd.store().pages;
     bench.pass(minutes(300)).await;
     assert!(

@@ -31,7 +31,7 @@ pub struct Fake(Arc<Mutex<Store>>);
 #[derive(Default)]
 pub struct Store {
     revision: Revision,
-    history: Vec<Change>,
+    pub history: Vec<Change>,
     watches: Vec<mpsc::UnboundedSender<Response>>,
     /// New watches stand, and bring nothing.
     pub are_watches_deaf: bool,
@@ -39,8 +39,19 @@ pub struct Store {
     pub puts_end_in: Option<Fault>,
     /// No token is accepted but that of a later connection.
     pub tokens_until: usize,
-    /// Before each page is read, this key is put.
-    pub changes_while_read: Option<&'static str>,
+    /// What was before it is forgotten.
+    pub compacted: Revision,
+    /// So many of the next fail.
+    pub page_faults: usize,
+    pub ask_faults: usize,
+    /// As though larger pages were too large for one answer.
+    pub page_limit: Option<usize>,
+    /// Before each page is read, these keys are put.
+    pub changes_while_read: Vec<&'static str>,
+    /// And then all is compacted.
+    pub compacts_while_read: bool,
+    /// A watch brings what it is late for event by event.
+    pub is_told_piecemeal: bool,
     /// How often each was done.
     pub connects: usize,
     pub watched: usize,
@@ -80,15 +91,27 @@ impl Fake {
         store.tell(again);
     }
 
-    /// Another history takes its place, unnoticed by the watches.
-    pub fn lose_history(&self) {
-        self.store().history.clear();
+    /// Another history takes its place, unnoticed by the watches; what was there.
+    pub fn lose_history(&self) -> Vec<Change> {
+        std::mem::take(&mut self.store().history)
+    }
+
+    /// All that was there so far is forgotten, but for what it came to.
+    pub fn compact(&self) {
+        let mut store = self.store();
+        store.compacted = store.revision;
     }
 
     /// Watches that stand are ended.
     pub fn end_watches(&self) {
+        self.end_watches_by(0);
+    }
+
+    /// Watches that stand are ended, above 0 because what they are late for is compacted away up to there.
+    pub fn end_watches_by(&self, compact_revision: Revision) {
         let over = Response {
             canceled: true,
+            compact_revision,
             cancel_reason: "because".to_owned(),
             ..Response::default()
         };
@@ -180,13 +203,21 @@ impl Transport for Call {
         tokio::task::yield_now().await;
         let mut store = self.store()?;
         store.pages += 1;
-        if let Some(key) = store.changes_while_read {
+        failing(&mut store.page_faults)?;
+        for key in store.changes_while_read.clone() {
             store.put(key.as_bytes(), true);
+        }
+        if store.compacts_while_read {
+            store.compacted = store.revision;
+        }
+        if request.revision.is_some_and(|at| at < store.compacted) {
+            return Err(Fault::Compacted);
         }
         let range = Bytes::copy_from_slice(&request.start)..Bytes::copy_from_slice(range_end);
         let keys = store.at(request.revision.unwrap_or(store.revision));
         let all: Vec<Entry> = keys.range(range).map(|(_, entry)| entry.clone()).collect();
         let limit = usize::try_from(request.limit).expect("a limit");
+        let limit = limit.min(store.page_limit.unwrap_or(usize::MAX));
         let mut entries = all.clone();
         entries.truncate(limit);
         if request.content == Content::Count {
@@ -202,9 +233,14 @@ impl Transport for Call {
     }
 
     async fn ask(&self, witness: &Witness, revision: Revision) -> Result<Testimony, Fault> {
+        let mut store = self.store()?;
+        failing(&mut store.ask_faults)?;
+        if revision < store.compacted {
+            return Ok(Testimony::Compacted);
+        }
         Ok(Testimony::Read {
             cluster_id: CLUSTER,
-            found: (self.store()?.at(revision).get(&witness.key)).map(Witness::from),
+            found: (store.at(revision).get(&witness.key)).map(Witness::from),
         })
     }
 
@@ -229,15 +265,31 @@ impl Transport for Call {
         });
         if !store.are_watches_deaf {
             let since = |change: &&Change| change.mod_revision() >= revision;
-            tell(Response {
-                events: store.history.iter().filter(since).cloned().collect(),
-                revision: store.revision,
-                ..Response::default()
-            });
+            let late: Vec<_> = store.history.iter().filter(since).cloned().collect();
+            let most = if store.is_told_piecemeal {
+                1
+            } else {
+                late.len().max(1)
+            };
+            for events in late.chunks(most) {
+                tell(Response {
+                    events: events.to_vec(),
+                    revision: store.revision,
+                    ..Response::default()
+                });
+            }
             store.watches.push(sender);
         }
         Ok(Stream(responses))
     }
+}
+
+fn failing(faults: &mut usize) -> Result<(), Fault> {
+    let Some(fewer) = faults.checked_sub(1) else {
+        return Ok(());
+    };
+    *faults = fewer;
+    Err(Fault::Unreachable("a broken connection".to_owned()))
 }
 
 /// A watch that is never over by itself.
