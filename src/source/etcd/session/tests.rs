@@ -406,6 +406,28 @@ async fn changes_during_a_comparison_are_no_difference() {
     assert!((3..=7).contains(&reconciles) && differences == 0);
 }
 
+/// The first page shows the first revision, the last one what the watch brings last: until then they don't fit.
+#[tokio::test(start_paused = true)]
+async fn an_unpinned_read_waits_for_the_revision_of_its_last_page() {
+    let etcd = Fake::default();
+    for index in 0..4 {
+        etcd.put(&format!("/h/{index}"));
+    }
+    {
+        let mut store = etcd.store();
+        store.page_limit = Some(2);
+        store.changes_while_read = vec!["/h/0", "/h/3"];
+        store.compacts_while_read = true;
+        store.is_told_piecemeal = true;
+    }
+    let bench = Bench::over(etcd).await;
+    let store = bench.etcd.store();
+    let pages = 2 * (1 + 3);
+    assert_eq!(store.pages, pages, "three times pinned, once not");
+    let newest = bench.keys.values().max();
+    assert_eq!((bench.keys.len(), newest), (4, Some(&(4 + 2 * 8))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn repeated_events_do_no_harm() {
     let mut bench = Bench::start().await;
