@@ -72,7 +72,7 @@ fn converge(seeds: Range<u64>) {
 }
 
 /// All that the model can do and the steps below.
-const EVERYTHING: [&str; 20] = [
+const EVERYTHING: [&str; 21] = [
     "a pulse",
     "events were lost",
     "deletions were accepted",
@@ -90,6 +90,7 @@ const EVERYTHING: [&str; 20] = [
     "compacted while away",
     "compacted again and again",
     "another history",
+    "another history outran ours",
     "the source started anew",
     "the process started anew",
     "settled",
@@ -318,10 +319,22 @@ impl Case {
     }
 
     /// Wiped, restored from a backup, or another cluster altogether. The newest key is one that no other history has,
-    /// and we have seen it: without any such key nobody could tell.
+    /// and we have seen it: without any such key nobody could tell. Perhaps we are about to read everything for another
+    /// reason, or the new history has outrun ours and can't be asked about it.
     async fn begin_another_history(&mut self) -> Result<(), String> {
         self.mark();
         self.settle().await?;
+        if self.random.random_bool(0.5) {
+            self.tell("all members down", |state| {
+                (state.members.iter_mut()).for_each(|member| member.is_down = true);
+            });
+            self.mark();
+            self.tell("compact all, members well", |state| {
+                compact_all(state);
+                well(state);
+            });
+            sleep(Duration::from_millis(self.random.random_range(0..300))).await;
+        }
         let kind = self.random.random_range(0..3);
         let newest = self.model.state().history().revision();
         let backup = self.random.random_range(1..newest.max(2));
@@ -340,6 +353,13 @@ impl Case {
             self.commit();
         }
         self.note("another history");
+        if self.random.random_bool(0.5) {
+            while self.model.state().history().revision() <= newest {
+                self.commit();
+            }
+            self.tell("compact all", compact_all);
+            self.note("another history outran ours");
+        }
         Ok(())
     }
 
@@ -411,6 +431,11 @@ fn well(state: &mut State) {
         member.is_silent = false;
         member.lags_at = None;
     }
+}
+
+fn compact_all(state: &mut State) {
+    let history = state.history();
+    history.compacted = history.revision();
 }
 
 fn told(operations: &[Operation]) -> String {

@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use super::{
     super::Etcd,
     mirror::Mirror,
-    model::Model,
+    model::{Keys, Model},
     random_keys::{Expected, Member, Route},
 };
 use crate::{
@@ -126,10 +126,21 @@ impl Instance {
     }
 
     fn is_settled(&self) -> bool {
-        let state = &mut *self.model.state();
+        let state = &*self.model.state();
         let mirror = self.mirror();
-        mirror.keys == *state.history().newest()
-            && mirror.revision == state.history().revision()
+        // The fleet's own keys are not compared with what etcd has: a lost one stays lost.
+        let is_compared = |key: &[u8]| {
+            !key.starts_with(b"/hosts/@") || !state.happened.contains_key("events were lost")
+        };
+        let compared = |keys: &Keys| -> Keys {
+            keys.clone()
+                .into_iter()
+                .filter(|(key, _)| is_compared(key))
+                .collect()
+        };
+        let history = state.histories.last().expect("there always is one");
+        compared(&mirror.keys) == compared(history.newest())
+            && mirror.revision == history.revision()
             && *self.live.applied.borrow() == Some(mirror.revision)
     }
 

@@ -32,10 +32,12 @@ pub struct Mirror {
 
 impl Mirror {
     /// After every update, the keys are those of the revision it names, in one of the histories: no revision is ever
-    /// split, skipped or mixed with another.
+    /// split, skipped or mixed with another. And that history is the one from before, unless the update says that it may
+    /// be another, or nobody could tell.
     pub fn take(&mut self, update: &Update, histories: &[History]) -> Result<(), String> {
         let before = self.revision;
         let held = self.known.held();
+        let keys_before = self.keys.clone();
         match update {
             Update::Snapshot {
                 entries,
@@ -68,8 +70,17 @@ impl Mirror {
         if self.revision < before && !matches!(update, Update::Snapshot { .. }) {
             return Err(format!("from {before} back to {}", self.revision));
         }
+        let may_be_another = match update {
+            Update::Snapshot { history, .. } => {
+                *history == source::History::Another || self.is_like(&keys_before, before)
+            }
+            Update::Changes { .. } | Update::Progress { .. } => false,
+        };
+        let goes_on = |history: &&History| {
+            may_be_another || before == 0 || history.at(before) == Some(&keys_before)
+        };
         let is_this = |history: &History| history.at(self.revision) == Some(&self.keys);
-        if !histories.iter().rev().any(is_this) {
+        if !histories.iter().rev().filter(goes_on).any(is_this) {
             let there = histories
                 .last()
                 .and_then(|history| history.at(self.revision));
@@ -81,6 +92,14 @@ impl Mirror {
             ));
         }
         Ok(())
+    }
+
+    /// Whether these keys may have become of those at that revision: one at least is as it was, and none is there that
+    /// would have been there then, and was not or not so.
+    fn is_like(&self, before: &Keys, revision: Revision) -> bool {
+        let old = (self.keys.values()).filter(|entry| entry.mod_revision <= revision);
+        let mut old = old.peekable();
+        old.peek().is_some() && old.all(|entry| before.get(&entry.key) == Some(entry))
     }
 
     /// The publisher may let go of what it held long enough.
