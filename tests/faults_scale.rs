@@ -25,7 +25,7 @@ async fn a_watch_that_was_not_read_is_caught_up_in_bounded_memory() {
     let swaps_before = swaps().await;
     rig.waypost.signal("STOP");
     let mut last = 0;
-    let revisions = soak::rounds(1_500, 4_000);
+    let revisions = soak::rounds(1_500, 2_000);
     for index in 0..revisions {
         let key = key(&format!("slow-{}.test", index % 20), &rig.samples[0]);
         last = rig.etcd.put(&key, vec![b'x'; 60_000]).await;
