@@ -1,11 +1,14 @@
 //! Wires the parts of one instance; starts them in order, and stops them in the opposite one.
 
+mod routing;
+
 use std::{future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time};
 use tracing::{error, info, warn};
 
+use self::routing::Routing;
 use crate::{
     admin::Admin,
     config::{Config, SourceConfig},
@@ -14,19 +17,11 @@ use crate::{
         reach::Reach,
         records::InstanceRecord,
     },
-    live::{Live, Status},
-    source::{
-        Update, directory,
-        etcd::{Connector, Etcd},
-        publish::Publisher,
-        resolve::Names,
-    },
+    live::Live,
+    source::etcd::Connector,
     telemetry::{access_log::AccessLog, metrics::Metrics},
     worker::{DataPlane, tls},
 };
-
-/// Updates that may wait for the publisher; a full channel slows the source down.
-const UPDATES: usize = 64;
 
 /// How long the last lines of the access log may take.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
@@ -79,25 +74,18 @@ impl Server {
         let listener = bind_admin(config.admin).await?;
         // With port 0 the real one is to be refused as an upstream.
         config.admin = listener.local_addr()?;
-        let live = Live::new(initial_status(&config.source));
+        let live = Live::new(routing::initial_status(&config.source));
         let access_log = match &config.access_log {
             Some(access_log) => Some(AccessLog::open(access_log, metrics.clone())?),
             None => None,
         };
-        let source = Source::new(&config, &metrics)?;
-        let publisher = Publisher::new(
-            live.clone(),
-            metrics.clone(),
-            config.prefix.clone(),
-            config.balance,
-            Names::start(),
-        );
+        let routing = Routing::new(&config, &live, &metrics)?;
         let data_plane =
             DataPlane::start(&config, live.clone(), metrics.clone(), access_log.clone())?;
         let instance = join_fleet(&config, &live, &metrics, &data_plane)?;
         let server = Self {
             instance,
-            admin: Admin::new(&config, live.clone(), metrics, publisher.acceptance()),
+            admin: Admin::new(&config, live.clone(), metrics, routing.acceptance()),
             admin_address: config.admin,
             control_plane: JoinSet::new(),
             drain_delay: config.drain_delay,
@@ -107,7 +95,7 @@ impl Server {
             live,
         };
         server.announce(&config);
-        Ok(server.with_control_plane(listener, source, publisher))
+        Ok(server.with_control_plane(listener, routing))
     }
 
     /// Where requests are accepted, in the order of `--listen`, port 0 resolved.
@@ -221,12 +209,7 @@ impl Server {
         }
     }
 
-    fn with_control_plane(
-        mut self,
-        listener: TcpListener,
-        source: Source,
-        publisher: Publisher,
-    ) -> Self {
+    fn with_control_plane(mut self, listener: TcpListener, routing: Routing) -> Self {
         let admin = self.admin.clone();
         self.control_plane.spawn(async move {
             if let Err(error) = admin.serve(listener).await {
@@ -235,20 +218,7 @@ impl Server {
             "admin API"
         });
         let registered = self.instance.as_ref().map(Instance::tried);
-        let (updates, received) = mpsc::channel(UPDATES);
-        self.control_plane.spawn(async move {
-            publisher.run(received).await;
-            "publisher"
-        });
-        let live = self.live.clone();
-        self.control_plane.spawn(async move {
-            // Whoever waits for a change waits for all who may have read the routes before it.
-            if let Some(registered) = registered {
-                registered.await;
-            }
-            source.run(live, updates).await;
-            "source"
-        });
+        routing.start(registered, &mut self.control_plane);
         let certificates = self.data_plane.certificates();
         self.control_plane.spawn(async move {
             tls::watch(certificates).await;
@@ -276,49 +246,6 @@ fn join_fleet(
         gate: data_plane.gate(),
     };
     Instance::register(&record, &config.prefix, means).map(Some)
-}
-
-enum Source {
-    Etcd(Box<Etcd>),
-    Directory(Box<directory::Directory>),
-}
-
-impl Source {
-    fn new(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
-        let prefix = config.prefix.clone();
-        Ok(match &config.source {
-            SourceConfig::Etcd(etcd) => {
-                let etcd = Etcd::new(etcd.clone(), prefix)?.counted_in(metrics.clone());
-                Self::Etcd(Box::new(etcd))
-            }
-            SourceConfig::Directory(path) => {
-                let directory = directory::Directory::open(path.clone(), &prefix)?;
-                Self::Directory(Box::new(directory))
-            }
-        })
-    }
-
-    async fn run(self, live: Arc<Live>, updates: mpsc::Sender<Update>) {
-        match self {
-            Self::Etcd(etcd) => etcd.run(live, updates).await,
-            Self::Directory(directory) => directory.run(live, updates).await,
-        }
-    }
-}
-
-fn initial_status(source: &SourceConfig) -> Status {
-    let (kind, location) = match source {
-        SourceConfig::Etcd(etcd) => ("etcd", etcd.endpoints.join(",")),
-        SourceConfig::Directory(path) => ("directory", path.display().to_string()),
-    };
-    Status {
-        kind,
-        connected: false,
-        location,
-        stale_since: None,
-        observed: None,
-        error: None,
-    }
 }
 
 async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
