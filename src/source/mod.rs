@@ -4,6 +4,7 @@ pub mod directory;
 pub mod etcd;
 pub mod publish;
 pub mod resolve;
+pub mod snapshot;
 
 use bytes::Bytes;
 

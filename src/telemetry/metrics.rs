@@ -83,6 +83,12 @@ pub struct ControlPlaneMetrics {
     pub rejected_keys: IntGauge,
     /// `waypost_held_deletes`: keys that are served although etcd lacks them, after its history changed.
     pub held_deletes: IntGauge,
+    /// `waypost_snapshot_writes_total`: times the snapshot file was written, or only its head was.
+    pub snapshot_writes: IntCounter,
+    /// `waypost_snapshot_write_failures_total`: times it could not be written.
+    pub snapshot_write_failures: IntCounter,
+    /// `waypost_snapshot_revision`: the revision that the snapshot file has; 0 before the first write.
+    pub snapshot_revision: IntGauge,
     /// `waypost_hosts`: host patterns served.
     pub hosts: IntGauge,
     /// `waypost_routes`: routes served.
@@ -222,6 +228,20 @@ impl ControlPlaneMetrics {
             held_deletes: gauge(
                 "waypost_held_deletes",
                 "Keys served although etcd lacks them, after its history changed.",
+            ),
+            snapshot_writes: counter(
+                registry,
+                "waypost_snapshot_writes_total",
+                "Times the snapshot file was written, or only its head was.",
+            ),
+            snapshot_write_failures: counter(
+                registry,
+                "waypost_snapshot_write_failures_total",
+                "Times the snapshot file could not be written.",
+            ),
+            snapshot_revision: gauge(
+                "waypost_snapshot_revision",
+                "Revision that the snapshot file has; 0 before the first write.",
             ),
             hosts: gauge("waypost_hosts", "Host patterns served."),
             routes: gauge("waypost_routes", "Routes served."),
