@@ -18,7 +18,7 @@ use crate::{
         records::InstanceRecord,
     },
     live::Live,
-    source::etcd::Connector,
+    source::{etcd::Connector, snapshot},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     worker::{DataPlane, tls},
 };
@@ -58,6 +58,7 @@ pub struct Server {
     live: Arc<Live>,
     /// Admin API, source and publisher; they end when this is dropped.
     control_plane: JoinSet<&'static str>,
+    snapshot: Option<snapshot::Writer>,
     instance: Option<Instance>,
     drain_delay: Duration,
     drain_timeout: Duration,
@@ -79,7 +80,7 @@ impl Server {
             Some(access_log) => Some(AccessLog::open(access_log, metrics.clone())?),
             None => None,
         };
-        let routing = Routing::new(&config, &live, &metrics)?;
+        let routing = Routing::new(&config, &live, &metrics).await?;
         let data_plane =
             DataPlane::start(&config, live.clone(), metrics.clone(), access_log.clone())?;
         let instance = join_fleet(&config, &live, &metrics, &data_plane)?;
@@ -88,6 +89,7 @@ impl Server {
             admin: Admin::new(&config, live.clone(), metrics, routing.acceptance()),
             admin_address: config.admin,
             control_plane: JoinSet::new(),
+            snapshot: None,
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
             data_plane,
@@ -158,6 +160,9 @@ impl Server {
         }
         // The source lets go of what it watches before anybody takes that away.
         let _ = time::timeout(CONTROL_PATIENCE, self.control_plane.shutdown()).await;
+        if let Some(snapshot) = self.snapshot.take() {
+            snapshot.finish().await;
+        }
         if let Some(access_log) = &self.access_log {
             let close = {
                 let access_log = access_log.clone();
@@ -217,8 +222,7 @@ impl Server {
             }
             "admin API"
         });
-        let registered = self.instance.as_ref().map(Instance::tried);
-        routing.start(registered, &mut self.control_plane);
+        self.snapshot = routing.start(self.instance.as_ref(), &mut self.control_plane);
         let certificates = self.data_plane.certificates();
         self.control_plane.spawn(async move {
             tls::watch(certificates).await;

@@ -47,6 +47,7 @@ mod register;
 mod register_command;
 mod rollback;
 mod routes_live;
+mod snapshot;
 mod start_up;
 mod support;
 mod torn_reads;

@@ -147,7 +147,7 @@ async fn bad_flags_are_usage_errors_that_name_the_flag() {
         ("--log-format", "xml", &["xml", "text"]),
         ("--trusted-proxies", "lan", &["lan"]),
         ("--upstream-deny", "10.0.0.0/33", &["10.0.0.0/33"]),
-        ("--snapshot", "file", &["not supported yet"]),
+        ("--tunnels", "on", &["not supported yet"]),
         ("--etcd", "ftp://127.0.0.1:1", &["ftp"]),
         ("--prefix", "/", &["/hosts/"]),
         ("--prefix", "a//b", &["a//b"]),
@@ -168,6 +168,8 @@ async fn bad_flags_are_usage_errors_that_name_the_flag() {
     }
     let both = Waypost::builder().flag("--etcd", "http://127.0.0.1:1");
     refused(both, 2, &["--hosts-dir", "--etcd"]).await;
+    let both = Waypost::builder().flag("--snapshot", "/tmp/x");
+    refused(both, 2, &["--snapshot", "--hosts-dir"]).await;
 }
 
 #[tokio::test]

@@ -39,6 +39,9 @@ pub struct ServeArgs {
     /// How etcd is reached.
     #[command(flatten)]
     pub etcd: EtcdArgs,
+    /// File for the last good routes, of this instance alone: lets a start succeed with etcd down
+    #[arg(long, env = "WAYPOST_SNAPSHOT", value_name = "FILE")]
+    pub snapshot: Option<PathBuf>,
     /// How upstreams are picked for routes that don't say: round-robin or random
     #[arg(
         long,
@@ -125,8 +128,6 @@ pub struct ServeArgs {
         value_enum
     )]
     pub log_format: LogFormat,
-    #[arg(long, env = "WAYPOST_SNAPSHOT", hide = true, value_parser = values::not_yet)]
-    snapshot: Option<String>,
     #[arg(
         long,
         env = "WAYPOST_TUNNELS",
@@ -169,6 +170,11 @@ impl ServeArgs {
                     "--hosts-dir and --etcd are both given: routes come from one of them",
                 ));
             }
+            Some(_) if self.snapshot.is_some() => {
+                return Err(Usage::error(
+                    "--snapshot belongs to --etcd: with --hosts-dir the routes are on disk already",
+                ));
+            }
             Some(directory) => {
                 ensure_directory("--hosts-dir", &directory)?;
                 let prefix = self.etcd.prefix.as_deref().unwrap_or("/hosts/");
@@ -190,6 +196,7 @@ impl ServeArgs {
             tls_dir: self.tls_dir,
             source,
             prefix,
+            snapshot: self.snapshot,
             balance: self.balance,
             workers: self.workers.unwrap_or_else(cores),
             admin: self.admin,

@@ -26,6 +26,8 @@ pub struct Config {
     pub source: SourceConfig,
     /// `--prefix`; always starts and ends in `/`.
     pub prefix: String,
+    /// `--snapshot`: the last good routes on disk; only of etcd.
+    pub snapshot: Option<PathBuf>,
     /// `--balance`: for routes that don't say.
     pub balance: Balance,
     /// `--workers`: data-plane threads.

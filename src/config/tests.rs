@@ -75,8 +75,8 @@ fn bad_flags_are_named_with_their_value() {
         (vec!["--log", "waypost=loud"], vec!["--log", "loud"]),
         (vec!["--log-format", "xml"], vec!["--log-format", "json"]),
         (
-            vec!["--snapshot", "x"],
-            vec!["--snapshot", "not supported yet"],
+            vec!["--snapshot", "x", "--hosts-dir", "/"],
+            vec!["--snapshot", "--etcd", "--hosts-dir"],
         ),
         (vec!["--tunnels"], vec!["--tunnels", "not supported yet"]),
         (
@@ -202,8 +202,8 @@ fn mistakes_in_the_file_name_file_line_and_key() {
         ),
         ("config = 'other.toml'\n", vec![":1:", "config"]),
         (
-            "snapshot = 'x'\n",
-            vec![":1:", "snapshot", "not supported yet"],
+            "tunnels = 'x'\n",
+            vec![":1:", "tunnels", "not supported yet"],
         ),
         ("workers = 2\nworkers = 3\n", vec![":2:", "duplicate"]),
         ("workers = \n", vec![":1:"]),

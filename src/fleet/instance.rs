@@ -89,9 +89,19 @@ impl Instance {
     /// Ends when this instance is registered, etcd refuses that, or 4 s are over: before that, routes are not to be
     /// read.
     pub fn tried(&self) -> impl Future<Output = ()> + use<> {
+        self.until(is_decided)
+    }
+
+    /// Ends when this instance is registered, the first attempt failed, or 4 s are over: before that, routes that are on
+    /// disk are not to be served. Without etcd nobody waits for this instance, so they need not wait for it either.
+    pub fn tried_once(&self) -> impl Future<Output = ()> + use<> {
+        self.until(|standing| !matches!(standing, Standing::New))
+    }
+
+    fn until(&self, is_enough: fn(&Standing) -> bool) -> impl Future<Output = ()> + use<> {
         let mut standing = self.standing.clone();
         async move {
-            let _ = timeout(REGISTER_TIME, standing.wait_for(is_decided)).await;
+            let _ = timeout(REGISTER_TIME, standing.wait_for(is_enough)).await;
         }
     }
 

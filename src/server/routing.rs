@@ -1,17 +1,24 @@
-//! Where routes come from, and what makes tables of them: the source and the publisher of one instance.
+//! Where routes come from, what makes tables of them, and what keeps them on disk: the source, the publisher and the
+//! snapshot of one instance.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+};
+use tracing::{info, warn};
 
 use crate::{
     config::{Config, SourceConfig},
+    fleet::instance::Instance,
     live::{Live, Status},
     source::{
         Update, directory,
         etcd::Etcd,
         publish::{Acceptance, Publisher},
         resolve::Names,
+        snapshot::{Disk, Stored, Writer},
     },
     telemetry::metrics::Metrics,
 };
@@ -19,36 +26,54 @@ use crate::{
 /// Updates that may wait for the publisher; a full channel slows the source down.
 const UPDATES: usize = 64;
 
-/// The source and the publisher, ready to be started.
+/// The source, the publisher and the disk, ready to be started.
 pub(super) struct Routing {
     source: Source,
     publisher: Publisher,
+    disk: Option<Disk>,
+    /// Whether the publisher has routes to begin with.
+    is_restoring: bool,
     live: Arc<Live>,
+    metrics: Arc<Metrics>,
 }
 
 impl Routing {
-    /// Reads nothing yet.
+    /// Reads what is on disk, and nothing else yet.
     ///
     /// # Errors
     ///
     /// Names the flag and the file or directory that can't be used.
-    pub(super) fn new(
+    pub(super) async fn new(
         config: &Config,
         live: &Arc<Live>,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let source = Source::new(config, metrics)?;
-        let publisher = Publisher::new(
+        let mut source = Source::new(config, metrics)?;
+        let mut publisher = Publisher::new(
             live.clone(),
             metrics.clone(),
             config.prefix.clone(),
             config.balance,
             Names::start(),
         );
+        let (mut disk, mut is_restoring) = (None, false);
+        if let Some(path) = &config.snapshot {
+            let (opened, stored) = read(Disk::open(path, &config.prefix)?).await?;
+            disk = Some(opened);
+            if let Some(stored) = stored {
+                is_restoring = true;
+                serve_stale(live, &stored);
+                source = source.resuming(&stored);
+                publisher = publisher.restoring(stored);
+            }
+        }
         Ok(Self {
             source,
             publisher,
+            disk,
+            is_restoring,
             live: live.clone(),
+            metrics: metrics.clone(),
         })
     }
 
@@ -57,31 +82,89 @@ impl Routing {
         self.publisher.acceptance()
     }
 
-    /// Starts its parts among these tasks; routes are read once `registered` ends.
+    /// Starts its parts among these tasks, and what writes the snapshot, if anything does. Nothing is served and
+    /// nothing is read before the fleet knows of `instance`, if it can: whoever waits for a change waits for all who
+    /// may have routes from before it.
     pub(super) fn start(
         self,
-        registered: Option<impl Future<Output = ()> + Send + 'static>,
+        instance: Option<&Instance>,
         tasks: &mut JoinSet<&'static str>,
-    ) {
+    ) -> Option<Writer> {
         let Self {
             source,
-            publisher,
+            mut publisher,
+            disk,
+            is_restoring,
             live,
+            metrics,
         } = self;
+        let mut writer = None;
+        if let Some(disk) = disk {
+            let (tell, frames) = watch::channel(None);
+            publisher = publisher.archiving(tell);
+            writer = Some(Writer::start(disk, frames, metrics));
+        }
         let (updates, received) = mpsc::channel(UPDATES);
+        let tried = instance.filter(|_| is_restoring).map(Instance::tried_once);
         tasks.spawn(async move {
+            if let Some(tried) = tried {
+                tried.await;
+            }
             publisher.run(received).await;
             "publisher"
         });
+        let registered = instance.map(Instance::tried);
         tasks.spawn(async move {
-            // Whoever waits for a change waits for all who may have read the routes before it.
             if let Some(registered) = registered {
                 registered.await;
             }
             source.run(live, updates).await;
             "source"
         });
+        writer
     }
+}
+
+/// What the disk has, if it is of any use.
+async fn read(disk: Disk) -> anyhow::Result<(Disk, Option<Stored>)> {
+    let (disk, read) = spawn_blocking(move || {
+        let read = disk.read();
+        (disk, read)
+    })
+    .await?;
+    let file = disk.path().display();
+    let stored = match read {
+        Ok(Some(stored)) => {
+            info!(
+                %file,
+                revision = stored.revision,
+                keys = stored.entries.len(),
+                age_seconds = stored.age().as_secs(),
+                "read the snapshot; its routes are served until etcd says more"
+            );
+            Some(stored)
+        }
+        Ok(None) => {
+            info!(%file, "there is no snapshot yet");
+            None
+        }
+        Err(error) => {
+            warn!(%file, "the snapshot is passed over and will be replaced: {error}");
+            None
+        }
+    };
+    Ok((disk, stored))
+}
+
+/// Until etcd is heard of, the routes are as old as they are on disk.
+fn serve_stale(live: &Live, stored: &Stored) {
+    live.status.send_modify(|status| {
+        let now = Instant::now();
+        status.stale_since = Some(now.checked_sub(stored.age()).unwrap_or(now));
+        status.observed = Some(stored.revision);
+        status.error =
+            Some("etcd was not heard of yet; the routes are those of --snapshot".to_owned());
+    });
 }
 
 /// The state of the source before it runs.
@@ -118,6 +201,21 @@ impl Source {
                 Self::Directory(Box::new(directory))
             }
         })
+    }
+
+    /// Goes on from what is on disk. A directory has nothing there.
+    fn resuming(self, stored: &Stored) -> Self {
+        match self {
+            Self::Etcd(etcd) => {
+                let (cluster_id, revision) = (stored.cluster_id, stored.revision);
+                Self::Etcd(Box::new(etcd.resuming(
+                    cluster_id,
+                    revision,
+                    &stored.entries,
+                )))
+            }
+            Self::Directory(_) => self,
+        }
     }
 
     async fn run(self, live: Arc<Live>, updates: mpsc::Sender<Update>) {

@@ -204,6 +204,7 @@ impl Directory {
             history: History::Continued,
             entries,
             revision: self.revision,
+            cluster_id: None,
         })
     }
 

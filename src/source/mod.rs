@@ -76,6 +76,8 @@ pub enum Update {
         revision: Revision,
         /// How it belongs to what was told before.
         history: History,
+        /// The cluster that it was read from; `None` of a directory.
+        cluster_id: Option<u64>,
     },
     /// Changes in the order they were made, up to and including `revision`.
     Changes {

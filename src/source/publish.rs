@@ -3,6 +3,7 @@
 //! The table itself is the state: each member knows its key, so an update is applied to the routes it names and to
 //! nothing else. Keys are told apart as they are stored, so two spellings of one host don't delete each other.
 
+mod archive;
 mod barriers;
 mod draft;
 mod held;
@@ -16,11 +17,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info};
 
 pub use self::held::Acceptance;
 use self::{
+    archive::Archive,
     barriers::Barriers,
     draft::{Draft, Workshop, WrittenSettings, WrittenUpstream},
     held::{Held, Reply},
@@ -30,6 +32,7 @@ use self::{
 use super::{
     Change, Entry, History, Update,
     resolve::{Answer, Names},
+    snapshot::{Frame, Stored},
 };
 use crate::{
     live::{Live, Rejected},
@@ -72,6 +75,8 @@ pub struct Publisher {
     accepts: mpsc::Receiver<Reply>,
     acceptance: Acceptance,
     barriers: Barriers,
+    archive: Archive,
+    restored: Option<Stored>,
     changed_keys: usize,
 }
 
@@ -119,8 +124,22 @@ impl Publisher {
             rejections: Rejections::default(),
             held: Held::default(),
             barriers: Barriers::default(),
+            archive: Archive::default(),
+            restored: None,
             changed_keys: 0,
         }
+    }
+
+    /// Tells here what is to be kept on disk, whenever that changes.
+    pub fn archiving(mut self, frames: watch::Sender<Option<Frame>>) -> Self {
+        self.archive = Archive::telling(frames, &self.prefix);
+        self
+    }
+
+    /// Publishes this before the first update. What was in force stays so, though etcd lacked or rejected it.
+    pub fn restoring(mut self, stored: Stored) -> Self {
+        self.restored = Some(stored);
+        self
     }
 
     /// How an operator makes it apply what it holds.
@@ -131,6 +150,10 @@ impl Publisher {
     /// Applies updates until their sender is gone. What queued up meanwhile shares one swap.
     pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut batch = Vec::with_capacity(MOST_UPDATES_A_SWAP);
+        if let Some(stored) = self.restored.take() {
+            self.restore(stored);
+            self.build_and_publish().await;
+        }
         loop {
             let mut accepted = None;
             tokio::select! {
@@ -146,16 +169,40 @@ impl Publisher {
             for update in batch.drain(..) {
                 self.apply(update);
             }
-            self.build_drafts();
-            if self.names.has_open() {
-                self.await_first_answers().await;
-            }
-            self.publish();
+            self.build_and_publish().await;
             if let Some((reply, count)) = accepted {
                 // Who asked may have left meanwhile.
                 let _ = reply.send(count);
             }
         }
+    }
+
+    /// As if etcd had gone, with what was in force, from one history to another: that is what is not known now.
+    fn restore(&mut self, stored: Stored) {
+        let Stored {
+            cluster_id,
+            revision,
+            confirmed,
+            entries,
+            kept,
+        } = stored;
+        for (entries, history) in [(kept, History::Continued), (entries, History::Another)] {
+            self.apply(Update::Snapshot {
+                entries,
+                revision,
+                history,
+                cluster_id: Some(cluster_id),
+            });
+        }
+        self.archive.restored(confirmed);
+    }
+
+    async fn build_and_publish(&mut self) {
+        self.build_drafts();
+        if self.names.has_open() {
+            self.await_first_answers().await;
+        }
+        self.publish();
     }
 
     /// So that a name that is new, at the start or in place of an address, doesn't begin with requests failing.
@@ -174,17 +221,21 @@ impl Publisher {
     }
 
     fn apply(&mut self, update: Update) {
+        let mut from = None;
         let revision = match update {
             Update::Snapshot {
                 entries,
                 revision,
                 history,
+                cluster_id,
             } => {
                 self.barriers.retain(&self.prefix, &entries);
                 self.delete_absent(&entries, revision, history);
+                self.archive.retain(&entries, &self.held);
                 for entry in entries {
                     self.put(&entry, Origin::Snapshot);
                 }
+                from = cluster_id;
                 revision
             }
             Update::Changes { changes, revision } => {
@@ -201,6 +252,7 @@ impl Publisher {
             Update::Progress { revision } => revision,
         };
         self.revision = Some(revision);
+        self.archive.confirm(revision, from);
     }
 
     fn delete_absent(&mut self, entries: &[Entry], revision: Revision, history: History) {
@@ -230,9 +282,13 @@ impl Publisher {
 
     fn put(&mut self, entry: &Entry, origin: Origin) {
         let key = match key::parse(&self.prefix, &entry.key) {
-            Ok(Key::Fleet) => return self.barriers.put(&self.prefix, entry),
+            Ok(Key::Fleet) => {
+                self.archive.put(entry);
+                return self.barriers.put(&self.prefix, entry);
+            }
             Ok(key) => key,
             Err(error) => {
+                self.archive.reject(entry, false);
                 let rejected = rejected(entry, error, false);
                 self.rejections.add(&entry.key, rejected);
                 return;
@@ -270,10 +326,12 @@ impl Publisher {
             Ok(Meaning::Fleet) => false,
             Err(error) => {
                 let rejected = rejected(entry, error, known.is_some());
+                self.archive.reject(entry, known.is_some());
                 self.rejections.add(&entry.key, rejected);
                 return;
             }
         };
+        self.archive.put(entry);
         self.rejections.clear(&entry.key);
         if is_change {
             debug!(key = text, mod_revision, "key put");
@@ -304,6 +362,7 @@ impl Publisher {
             debug!(key = text, mod_revision, "key deleted");
             self.changed_keys += 1;
         }
+        self.archive.delete(raw_key, mod_revision, origin);
         self.rejections.clear(raw_key);
         self.bound_drafts();
     }
@@ -389,6 +448,8 @@ impl Publisher {
         }
         self.metrics.control_plane.revision.set(revision);
         self.live.applied.send_replace(Some(revision));
+        // Before who waits hears of it.
+        self.archive.publish();
         self.barriers
             .publish(&self.live, &self.rejections, &self.held);
     }

@@ -50,7 +50,7 @@ pub use self::{
     leases::Lease,
     past::{Past, PastChange},
     pulse::Patience,
-    vigil::Pace,
+    vigil::{Pace, pulse_key},
 };
 use super::{Entry, Update};
 use crate::{config::EtcdConfig, live::Live, route::Revision, telemetry::metrics::Metrics};

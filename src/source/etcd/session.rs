@@ -123,6 +123,7 @@ impl<C: Connect> Session<'_, C> {
             entries,
             revision,
             history: reason.history(),
+            cluster_id: Some(cluster_id),
         })
         .await?;
         self.footing = Footing::Read;

@@ -37,6 +37,11 @@ impl Default for Pace {
     }
 }
 
+/// The key that is put to see whether watches live.
+pub fn pulse_key(prefix: &[u8]) -> Vec<u8> {
+    [&fleet_prefix(prefix)[..], b"waypost/pulse"].concat()
+}
+
 /// Watches over one watch after the other. At most one thing is asked at a time.
 #[derive(Debug)]
 pub struct Vigil {
@@ -343,7 +348,7 @@ impl Vigil {
             range_end,
         };
         let fleet = fleet_prefix(&self.prefix);
-        let pulse = [&fleet[..], b"waypost/pulse"].concat();
+        let pulse = pulse_key(&self.prefix);
         match check {
             Check::Pulse => Task::Put {
                 key: pulse,

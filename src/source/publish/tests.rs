@@ -1,3 +1,4 @@
+mod restored;
 mod torn;
 
 use super::*;
@@ -17,6 +18,11 @@ struct Bench {
 
 impl Bench {
     fn start() -> Self {
+        Self::of(|publisher| publisher)
+    }
+
+    /// A publisher that is told more before it runs.
+    fn of(prepare: impl FnOnce(Publisher) -> Publisher) -> Self {
         let live = Live::new(Status {
             kind: "etcd",
             connected: true,
@@ -36,7 +42,7 @@ impl Bench {
         );
         let (updates, receiver) = mpsc::channel(64);
         let acceptance = publisher.acceptance();
-        tokio::spawn(publisher.run(receiver));
+        tokio::spawn(prepare(publisher).run(receiver));
         Self {
             live,
             metrics,
@@ -56,6 +62,7 @@ impl Bench {
             entries,
             revision,
             history: History::Continued,
+            cluster_id: Some(1),
         };
         self.apply(update, revision).await;
     }
@@ -70,6 +77,7 @@ impl Bench {
             entries,
             revision,
             history: History::Another,
+            cluster_id: Some(2),
         };
         self.apply(update, revision).await;
     }

@@ -6,7 +6,6 @@ use std::{
     io::{self, BufWriter, Read},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -16,7 +15,6 @@ use super::{
     Frame, Stored,
     format::{self, BODY_AT, Damage, Head},
 };
-use crate::route::Revision;
 
 /// Who is allowed to read what the routes are.
 const MODE: u32 = 0o600;
@@ -172,12 +170,12 @@ impl Disk {
         options.open(&self.draft)
     }
 
-    /// Says in the head that the keys are still these; `false` if that file is no longer there, or there was none.
+    /// Says in the head that the keys are still those of this frame; `false` if that file is no longer there, or there was none.
     ///
     /// # Errors
     ///
     /// Why it does not say so; it is to be replaced.
-    pub fn refresh(&mut self, revision: Revision, confirmed: SystemTime) -> io::Result<bool> {
+    pub fn refresh(&mut self, frame: &Frame) -> io::Result<bool> {
         let Some((file, head)) = self.current.take() else {
             return Ok(false);
         };
@@ -186,7 +184,7 @@ impl Disk {
         if !fs::metadata(&self.path).is_ok_and(is_ours) {
             return Ok(false);
         }
-        let head = head.next(revision, confirmed);
+        let head = head.next(frame);
         file.write_all_at(&head.slot(), head.offset())?;
         file.sync_data()?;
         self.current = Some((file, head));

@@ -17,7 +17,10 @@ use std::{
 use bytes::{Buf, Bytes};
 
 use super::{Frame, Stored, Version, Versions};
-use crate::{route::Revision, source::Entry};
+use crate::{
+    route::Revision,
+    source::{Entry, etcd::pulse_key},
+};
 
 const MAGIC: [u8; 16] = *b"waypost snapshot";
 const FORMAT: u32 = 1;
@@ -29,6 +32,8 @@ pub const BODY_AT: usize = 3 * SLOT;
 
 /// Of a slot: what its last four bytes are the checksum of.
 const CHECKED: usize = SLOT - 4;
+/// The longest value of a pulse that has room in a head; ours are far shorter.
+const LONGEST_PULSE: usize = 256;
 /// What an entry takes beside its key and value.
 const ENTRY: usize = 24;
 
@@ -57,8 +62,8 @@ pub enum Damage {
     },
 }
 
-/// What changes though no key does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What changes though no key does but the pulse.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The newest head counts; its slot follows from this.
     pub sequence: u64,
@@ -69,6 +74,8 @@ pub struct Head {
     /// Of the body, in bytes.
     pub body_length: u64,
     body_checksum: u32,
+    /// As of that revision. Anybody may put it, so one that is too long is left out.
+    pulse: Option<Version>,
 }
 
 impl Head {
@@ -111,16 +118,27 @@ impl Head {
             confirmed: checked.get_u64_le(),
             body_length: checked.get_u64_le(),
             body_checksum: checked.get_u32_le(),
+            pulse: pulse(checked)?,
         })
     }
 
-    /// The same body, as of a later revision: to be written to the other slot.
-    pub fn next(self, revision: Revision, confirmed: SystemTime) -> Self {
+    /// The same body, as of a later frame: to be written to the other slot.
+    pub fn next(&self, frame: &Frame) -> Self {
         Self {
             sequence: self.sequence.wrapping_add(1),
-            revision,
-            confirmed: milliseconds(confirmed),
-            ..self
+            ..Self::of(frame, self.body_length, self.body_checksum)
+        }
+    }
+
+    fn of(frame: &Frame, body_length: u64, body_checksum: u32) -> Self {
+        let has_room = |pulse: &Version| pulse.value.len() <= LONGEST_PULSE;
+        Self {
+            sequence: 0,
+            revision: frame.revision,
+            confirmed: milliseconds(frame.confirmed),
+            body_length,
+            body_checksum,
+            pulse: frame.pulse.clone().filter(has_room),
         }
     }
 
@@ -142,6 +160,15 @@ impl Head {
             put(&mut rest, &number.to_le_bytes());
         }
         put(&mut rest, &self.body_checksum.to_le_bytes());
+        if let Some(pulse) = &self.pulse
+            && let Ok(length) = u16::try_from(pulse.value.len())
+        {
+            put(&mut rest, &[1]);
+            put(&mut rest, &length.to_le_bytes());
+            put(&mut rest, &pulse.mod_revision.to_le_bytes());
+            put(&mut rest, &pulse.lease.to_le_bytes());
+            put(&mut rest, &pulse.value);
+        }
         let checksum = crc32fast::hash(&slot[..CHECKED]);
         slot[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
         slot
@@ -168,7 +195,7 @@ impl Head {
                 ours: prefix.to_owned(),
             });
         }
-        let stored = Stored {
+        let mut stored = Stored {
             cluster_id: body.number()?,
             revision: self.revision,
             confirmed: (UNIX_EPOCH.checked_add(Duration::from_millis(self.confirmed)))
@@ -176,10 +203,18 @@ impl Head {
             entries: body.entries()?,
             kept: body.entries()?,
         };
-        match body.0.is_empty() {
-            true => Ok(stored),
-            false => Err(Damage::Checksum),
+        if !body.0.is_empty() {
+            return Err(Damage::Checksum);
         }
+        if let Some(pulse) = &self.pulse {
+            stored.entries.push(Entry {
+                key: pulse_key(prefix.as_bytes()).into(),
+                value: pulse.value.clone(),
+                mod_revision: pulse.mod_revision,
+                lease: pulse.lease,
+            });
+        }
+        Ok(stored)
     }
 }
 
@@ -205,16 +240,25 @@ pub fn write(out: &mut (impl Write + Seek), frame: &Frame, prefix: &str) -> io::
     for versions in [&frame.entries, &frame.kept] {
         write_versions(&mut body, versions)?;
     }
-    let head = Head {
-        sequence: 0,
-        revision: frame.revision,
-        confirmed: milliseconds(frame.confirmed),
-        body_length: body.length,
-        body_checksum: body.checksum.finalize(),
-    };
+    let head = Head::of(frame, body.length, body.checksum.finalize());
     out.seek(SeekFrom::Start(head.offset()))?;
     out.write_all(&head.slot())?;
     Ok(head)
+}
+
+/// What a slot says of the pulse behind all else; `None` if that can't be.
+fn pulse(mut rest: &[u8]) -> Option<Option<Version>> {
+    if rest.try_get_u8().ok()? == 0 {
+        return Some(None);
+    }
+    let length = usize::from(rest.try_get_u16_le().ok()?);
+    let (mod_revision, lease) = (rest.try_get_i64_le().ok()?, rest.try_get_i64_le().ok()?);
+    let value = rest.get(..length)?;
+    Some(Some(Version {
+        value: Bytes::copy_from_slice(value),
+        mod_revision,
+        lease,
+    }))
 }
 
 fn write_versions(out: &mut impl Write, versions: &Versions) -> io::Result<()> {

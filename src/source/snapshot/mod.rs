@@ -68,6 +68,8 @@ pub struct Frame {
     pub entries: Versions,
     /// What is in force in place of that.
     pub kept: Versions,
+    /// The key that moves the revision and says nothing else, apart so that it changes neither of the two.
+    pub pulse: Option<Version>,
     /// Another number whenever one of the two, or the cluster, is another.
     pub version: u64,
     /// The cluster that it comes from.
@@ -97,6 +99,7 @@ impl Default for Frame {
         Self {
             entries: Versions::new(),
             kept: Versions::new(),
+            pulse: None,
             version: 0,
             cluster_id: 0,
             revision: 0,
@@ -191,13 +194,10 @@ impl Writing {
         let what = Mark::of(&frame);
         let write = move || {
             let written = match work {
-                Work::Head => {
-                    disk.refresh(frame.revision, frame.confirmed)
-                        .map(|done| match done {
-                            true => Ok(()),
-                            false => disk.replace(&frame),
-                        })
-                }
+                Work::Head => disk.refresh(&frame).map(|done| match done {
+                    true => Ok(()),
+                    false => disk.replace(&frame),
+                }),
                 Work::Everything => Ok(disk.replace(&frame)),
             };
             (disk, written.and_then(|written| written))

@@ -31,6 +31,7 @@ pub fn frame(revision: Revision) -> Frame {
             ),
             (key(b"/hosts/gone/10.0.0.1:80"), version(b"", 2, 0)),
         ]),
+        pulse: Some(version(b"1 2", revision, 0)),
         version: u64::try_from(revision).expect("a revision is no less than 0"),
         cluster_id: u64::MAX - 1,
         revision,
@@ -47,13 +48,19 @@ pub fn stored_of(frame: &Frame) -> Stored {
             mod_revision: version.mod_revision,
             lease: version.lease,
         };
-        versions.iter().map(entry).collect()
+        versions.iter().map(entry).collect::<Vec<_>>()
     };
+    let pulse = frame.pulse.iter().map(|version| Entry {
+        key: Bytes::from_static(b"/hosts/@waypost/pulse"),
+        value: version.value.clone(),
+        mod_revision: version.mod_revision,
+        lease: version.lease,
+    });
     Stored {
         cluster_id: frame.cluster_id,
         revision: frame.revision,
         confirmed: frame.confirmed,
-        entries: entries(&frame.entries),
+        entries: entries(&frame.entries).into_iter().chain(pulse).collect(),
         kept: entries(&frame.kept),
     }
 }

@@ -108,6 +108,7 @@ impl Bench {
                 entries,
                 revision,
                 history,
+                ..
             } => {
                 let newest = entries.iter().map(|entry| entry.mod_revision).max();
                 assert!(newest <= Some(revision), "torn: {newest:?} at {revision}");

@@ -43,6 +43,7 @@ impl Mirror {
                 entries,
                 revision,
                 history,
+                ..
             } => {
                 self.keys = (entries.iter())
                     .map(|entry| (entry.key.clone(), entry.clone()))

@@ -36,22 +36,22 @@ fn what_is_written_is_found_again() {
 #[test]
 fn a_refreshed_head_is_the_newest_and_a_torn_one_is_not() {
     let (_directory, mut disk) = disk();
-    assert!(!disk.refresh(8, UNIX_EPOCH).unwrap(), "there is no file");
+    assert!(!disk.refresh(&frame(8)).unwrap(), "there is no file");
     disk.replace(&frame(7)).unwrap();
     let inode = |disk: &Disk| fs::metadata(disk.path()).unwrap().ino();
     let before = inode(&disk);
     for revision in 8..12 {
-        let confirmed = UNIX_EPOCH + Duration::from_secs(revision);
-        let revision = i64::try_from(revision).unwrap();
-        assert!(disk.refresh(revision, confirmed).unwrap());
-        let found = disk.read().unwrap().unwrap();
-        assert_eq!((found.revision, found.confirmed), (revision, confirmed));
-        assert_eq!(found.entries, stored_of(&frame(7)).entries);
+        let moved = Frame {
+            confirmed: UNIX_EPOCH + Duration::from_secs(u64::try_from(revision).unwrap()),
+            ..frame(revision)
+        };
+        assert!(disk.refresh(&moved).unwrap());
+        assert_eq!(disk.read().unwrap(), Some(stored_of(&moved)));
     }
     assert_eq!(inode(&disk), before, "nothing else was written");
     // Half of the next one.
     let (file, head) = disk.current.as_ref().unwrap();
-    let torn = head.next(12, UNIX_EPOCH);
+    let torn = head.next(&frame(12));
     file.write_all_at(&torn.slot()[..20], torn.offset())
         .unwrap();
     assert_eq!(disk.read().unwrap().unwrap().revision, 11);
@@ -62,12 +62,12 @@ fn a_file_that_was_taken_away_is_not_refreshed() {
     let (directory, mut disk) = disk();
     disk.replace(&frame(7)).unwrap();
     fs::remove_file(disk.path()).unwrap();
-    assert!(!disk.refresh(8, UNIX_EPOCH).unwrap());
+    assert!(!disk.refresh(&frame(8)).unwrap());
     disk.replace(&frame(8)).unwrap();
     let copy = directory.path().join("copy");
     fs::copy(disk.path(), &copy).unwrap();
     fs::rename(&copy, disk.path()).unwrap();
-    assert!(!disk.refresh(9, UNIX_EPOCH).unwrap());
+    assert!(!disk.refresh(&frame(9)).unwrap());
     assert_eq!(disk.read().unwrap().unwrap().revision, 8);
 }
 

@@ -46,14 +46,16 @@ fn every_changed_byte_is_noticed() {
     let frame = frame(7);
     let mut file = written(&frame);
     let head = Head::find(&file[..BODY_AT]).unwrap();
-    let later = head.next(8, UNIX_EPOCH + Duration::from_secs(9));
-    let second = usize::try_from(later.offset()).unwrap();
-    file[second..second + SLOT].copy_from_slice(&later.slot());
-    let newest = Stored {
+    let moved = Frame {
         revision: 8,
         confirmed: UNIX_EPOCH + Duration::from_secs(9),
-        ..stored_of(&frame)
+        pulse: None,
+        ..frame.clone()
     };
+    let later = head.next(&moved);
+    let second = usize::try_from(later.offset()).unwrap();
+    file[second..second + SLOT].copy_from_slice(&later.slot());
+    let newest = stored_of(&moved);
     assert_eq!(read(&file, PREFIX).as_ref(), Ok(&newest));
     for place in 0..file.len() {
         for bit in [1, 0x80] {
@@ -118,6 +120,11 @@ fn files_of_others_are_told_apart() {
 #[test]
 fn lengths_that_lie_are_noticed() {
     let body = written(&frame(7)).split_off(BODY_AT);
+    let past = Frame {
+        revision: i64::MAX,
+        confirmed: UNIX_EPOCH - Duration::from_secs(1),
+        ..frame(7)
+    };
     for place in 0..body.len() - 8 {
         for lie in [u64::MAX, u64::from(u32::MAX), 1 << 40] {
             let mut body = body.clone();
@@ -128,12 +135,11 @@ fn lengths_that_lie_are_noticed() {
                 confirmed: u64::MAX,
                 body_length: body.len() as u64,
                 body_checksum: crc32fast::hash(&body),
+                pulse: None,
             };
             // It must end, with whatever it finds.
             let _ = head.read(body.into(), PREFIX);
-            let _ = head
-                .next(i64::MAX, UNIX_EPOCH - Duration::from_secs(1))
-                .slot();
+            let _ = head.next(&past).slot();
         }
     }
     let mut counted = body.clone();
@@ -145,6 +151,21 @@ fn lengths_that_lie_are_noticed() {
         confirmed: 0,
         body_length: counted.len() as u64,
         body_checksum: crc32fast::hash(&counted),
+        pulse: None,
     };
     assert_eq!(head.read(counted.into(), PREFIX), Err(Damage::Checksum));
+}
+
+#[test]
+fn a_pulse_that_is_too_long_is_left_out() {
+    for (length, has_room) in [(0, true), (LONGEST_PULSE, true), (LONGEST_PULSE + 1, false)] {
+        let mut frame = frame(7);
+        let value = Bytes::from(vec![7; length]);
+        frame.pulse = frame.pulse.map(|pulse| Version { value, ..pulse });
+        let mut expected = stored_of(&frame);
+        if !has_room {
+            expected.entries.pop();
+        }
+        assert_eq!(read(&written(&frame), PREFIX), Ok(expected), "{length}");
+    }
 }

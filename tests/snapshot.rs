@@ -1,0 +1,506 @@
+//! `--snapshot`: what an instance has on disk, and what the next start makes of it.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use etcd_client::TxnOp;
+use tempfile::TempDir;
+
+use crate::support::{
+    etcd::EtcdCluster,
+    load::ask,
+    sample::Sample,
+    waypost::{Builder, Waypost, eventually, get},
+};
+
+/// etcd, an upstream, and a place for the file.
+struct Place {
+    etcd: EtcdCluster,
+    sample: Sample,
+    directory: TempDir,
+}
+
+impl Place {
+    async fn new() -> Self {
+        Self {
+            etcd: EtcdCluster::start(1).await,
+            sample: Sample::start().await,
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("snapshot")
+    }
+
+    fn builder(&self) -> Builder {
+        self.builder_at(&self.file())
+    }
+
+    fn builder_at(&self, file: &Path) -> Builder {
+        let builder = Waypost::builder().etcd(&self.etcd.endpoints());
+        builder.flag("--snapshot", file.display())
+    }
+
+    fn key(&self, host: &str) -> String {
+        format!("/hosts/{host}/{}", self.sample)
+    }
+
+    async fn put(&self, host: &str, value: &str) -> i64 {
+        self.etcd.put(&self.key(host), value).await
+    }
+}
+
+async fn status(instance: &Waypost, host: &str) -> u16 {
+    ask(instance.address(), host, "/").await.status().as_u16()
+}
+
+async fn until_status(instance: &Waypost, host: &str, code: u16) {
+    let what = format!("{host} answers {code}");
+    eventually(&what, async || status(instance, host).await == code).await;
+}
+
+async fn until_written(instance: &Waypost, revision: i64) {
+    eventually("it is on disk", async || {
+        instance.metric("waypost_snapshot_revision", &[]).await >= revision as f64
+    })
+    .await;
+}
+
+async fn end(mut instance: Waypost) {
+    instance.signal("INT");
+    assert_eq!(instance.wait_exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_start_without_etcd_serves_the_snapshot_and_then_catches_up() {
+    let mut place = Place::new().await;
+    let revision = place.put("a.test", "").await;
+    let first = place.builder().start().await;
+    first.log().until("there is no snapshot yet").await;
+    until_written(&first, revision).await;
+    let mode = fs::metadata(place.file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // The end waits for no second to pass.
+    let last = place.put("b.test", "").await;
+    first.reached(last).await;
+    end(first).await;
+    let ended = Instant::now();
+
+    place.etcd.kill_all();
+    let second = place.builder().start().await;
+    let codes = [("a.test", 200), ("b.test", 200), ("c.test", 404)];
+    for (host, code) in codes {
+        assert_eq!(status(&second, host).await, code, "{host}");
+    }
+    let old = ended.elapsed().as_secs_f64();
+    let (code, ready) = second.admin_get("/readyz").await;
+    assert_eq!(code, 200);
+    assert!(ready.starts_with("ready, stale for "), "{ready}");
+    let state = second.api("/api/status").await;
+    assert_eq!(state["applied_revision"], last);
+    assert_eq!(
+        (&state["ready"], &state["connected"]),
+        (&true.into(), &false.into())
+    );
+    assert!(
+        state["stale_seconds"].as_f64().unwrap() >= old,
+        "as old as the file: {state}"
+    );
+    let stale = second.metric("waypost_source_stale_seconds", &[]).await;
+    assert!(stale >= old, "{stale}");
+    assert_eq!(
+        second.metric("waypost_snapshot_writes_total", &[]).await,
+        0.0
+    );
+
+    // It is as old at the next start without etcd.
+    end(second).await;
+    let third = place.builder().start().await;
+    let stale = third.metric("waypost_source_stale_seconds", &[]).await;
+    assert!(stale >= old, "{stale}");
+
+    place.etcd.restart(0).await;
+    let put = place.put("c.test", "").await;
+    place.etcd.delete(&place.key("a.test")).await;
+    until_status(&third, "c.test", 200).await;
+    until_status(&third, "a.test", 404).await;
+    assert_eq!(
+        third.admin_get("/readyz").await,
+        (200, "ready\n".to_owned())
+    );
+    assert_eq!(third.metric("waypost_source_stale_seconds", &[]).await, 0.0);
+    until_written(&third, put + 1).await;
+    assert_eq!(
+        third.log().count("read all keys"),
+        0,
+        "{}",
+        third.log().text()
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_passed_over_with_one_warning_and_replaced() {
+    let place = Place::new().await;
+    let revision = place.put("a.test", "").await;
+    let first = place.builder().start().await;
+    until_written(&first, revision).await;
+    end(first).await;
+    let whole = fs::read(place.file()).unwrap();
+    let changed = |index: usize| {
+        let mut file = whole.clone();
+        file[index] ^= 2;
+        file
+    };
+    let cases = [
+        (
+            whole[..whole.len() - 1].to_vec(),
+            "/hosts/",
+            "it is truncated",
+        ),
+        (Vec::new(), "/hosts/", "it is truncated"),
+        (changed(whole.len() - 1), "/hosts/", "its checksum is wrong"),
+        (
+            b"127.0.0.1 localhost\n".to_vec(),
+            "/hosts/",
+            "it is no snapshot of Waypost's",
+        ),
+        (changed(16), "/hosts/", "it was written by a newer version"),
+        (
+            whole.clone(),
+            "/x/",
+            "it is of the prefix /hosts/, ours is /x/",
+        ),
+    ];
+    for (bytes, prefix, why) in cases {
+        fs::write(place.file(), &bytes).unwrap();
+        let instance = place.builder().flag("--prefix", prefix).start().await;
+        let line = instance.log().until("the snapshot is passed over").await;
+        assert!(line.contains(why) && line.contains("WARN"), "{line}");
+        assert!(line.contains(&place.file().display().to_string()), "{line}");
+        until_written(&instance, 1).await;
+        assert_eq!(
+            instance.log().count("the snapshot"),
+            1,
+            "{}",
+            instance.log().text()
+        );
+        let code = if prefix == "/hosts/" { 200 } else { 404 };
+        assert_eq!(status(&instance, "a.test").await, code);
+        end(instance).await;
+        let next = place.builder().flag("--prefix", prefix).start().await;
+        next.log().until("read the snapshot").await;
+        end(next).await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_reads_only_what_changed() {
+    let place = Place::new().await;
+    for batch in 0..10 {
+        let put = |index| {
+            TxnOp::put(
+                place.key(&format!("h{batch}-{index}.test")),
+                vec![b'x'; 4096],
+                None,
+            )
+        };
+        place.etcd.txn((0..100).map(put).collect::<Vec<_>>()).await;
+    }
+    let last = place.put("a.test", "").await;
+    let sent = async || {
+        let address = place.etcd.endpoints()[0]
+            .trim_start_matches("http://")
+            .parse()
+            .unwrap();
+        let (_, text) = get(address, "/metrics").await.unwrap();
+        let name = "etcd_network_client_grpc_sent_bytes_total ";
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("etcd counts it").parse::<f64>().unwrap()
+    };
+    let before = sent().await;
+    let first = place.builder().start().await;
+    until_written(&first, last).await;
+    end(first).await;
+    let everything = sent().await - before;
+    assert!(everything > 4_000_000.0, "{everything}");
+
+    let put = place.put("b.test", "").await;
+    let deleted = place.etcd.delete(&place.key("a.test")).await;
+    let before = sent().await;
+    let second = place.builder().start().await;
+    second.reached(deleted).await;
+    let codes = [("a.test", 404), ("b.test", 200), ("h9-99.test", 200)];
+    for (host, code) in codes {
+        assert_eq!(status(&second, host).await, code, "{host}");
+    }
+    until_written(&second, put).await;
+    // Soon the keys are counted, and found to be right.
+    eventually("it is reconciled", async || {
+        second.metric("waypost_source_reconciles_total", &[]).await == 1.0
+    })
+    .await;
+    assert_eq!(
+        second
+            .metric("waypost_source_reconcile_differences_total", &[])
+            .await,
+        0.0
+    );
+    let changes = sent().await - before;
+    assert!(
+        changes < everything / 20.0,
+        "{changes} of {everything} bytes"
+    );
+    assert_eq!(second.log().count("read all keys"), 0);
+}
+
+#[tokio::test]
+async fn a_rejected_key_keeps_its_last_good_version_over_a_restart() {
+    let mut place = Place::new().await;
+    place.put("a.test", "").await;
+    place.put("b.test", "{\"weight\": -1}").await;
+    let first = place.builder().start().await;
+    let bad = place.put("a.test", "{\"weight\": -1}").await;
+    first.reached(bad).await;
+    end(first).await;
+    place.etcd.kill_all();
+    let second = place.builder().start().await;
+    assert_eq!(
+        (
+            status(&second, "a.test").await,
+            status(&second, "b.test").await
+        ),
+        (200, 404)
+    );
+    let rejected = second.api("/api/rejected").await;
+    let shown = |index: usize| {
+        let key = &rejected["rejected"][index];
+        let text = |name: &str| key[name].as_str().unwrap().to_owned();
+        (
+            text("key"),
+            key["last_good_in_force"].as_bool(),
+            key["mod_revision"].as_i64(),
+        )
+    };
+    assert_eq!(rejected["total"], 2);
+    assert_eq!(shown(0), (place.key("a.test"), Some(true), Some(bad)));
+    assert_eq!((shown(1).0, shown(1).1), (place.key("b.test"), Some(false)));
+    place.etcd.restart(0).await;
+    let mended = place.put("a.test", "").await;
+    second.reached(mended).await;
+    assert_eq!(second.metric("waypost_rejected_keys", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_snapshot_of_a_wiped_cluster_takes_no_route_away() {
+    let mut place = Place::new().await;
+    place.put("a.test", "").await;
+    let revision = place.put("b.test", "").await;
+    let first = place.builder().start().await;
+    until_written(&first, revision).await;
+    end(first).await;
+    place.etcd.wipe();
+    place.etcd.restart(0).await;
+    let put = place.put("c.test", "").await;
+
+    let second = place.builder().start().await;
+    until_status(&second, "c.test", 200).await;
+    assert_eq!(
+        (
+            status(&second, "a.test").await,
+            status(&second, "b.test").await
+        ),
+        (200, 200)
+    );
+    eventually("both are held", async || {
+        second.metric("waypost_held_deletes", &[]).await == 2.0
+    })
+    .await;
+    // The revision went back, so this is the first one that the new cluster wrote.
+    eventually("the new history is on disk", async || {
+        second.metric("waypost_snapshot_writes_total", &[]).await >= 1.0
+            && second.metric("waypost_snapshot_revision", &[]).await >= put as f64
+    })
+    .await;
+    end(second).await;
+
+    // They are held at the next start too, with etcd and without.
+    let third = place.builder().start().await;
+    third.log().until("watching etcd").await;
+    assert_eq!(third.api("/api/status").await["held_deletes"], 2);
+    assert_eq!(
+        third.log().count("read all keys"),
+        0,
+        "it knows this history"
+    );
+    end(third).await;
+    place.etcd.kill_all();
+    let fourth = place.builder().start().await;
+    for host in ["a.test", "b.test", "c.test"] {
+        assert_eq!(status(&fourth, host).await, 200, "{host}");
+    }
+    assert_eq!(fourth.api("/api/status").await["held_deletes"], 2);
+}
+
+/// The pulse is no change that a whole file is written for; yet a read after compaction shows it.
+#[tokio::test]
+async fn what_was_deleted_and_compacted_since_is_deleted() {
+    let place = Place::new().await;
+    place.put("a.test", "").await;
+    let revision = place.put("b.test", "").await;
+    let first = place.builder().start().await;
+    until_written(&first, revision).await;
+    let pulse = place.etcd.put("/hosts/@waypost/pulse", "another's").await;
+    first.reached(pulse).await;
+    end(first).await;
+    place.etcd.put("/elsewhere", "").await;
+    let deleted = place.etcd.delete(&place.key("b.test")).await;
+    place.etcd.compact(deleted).await;
+    let second = place.builder().start().await;
+    second.reached(deleted).await;
+    second
+        .log()
+        .until("the changes since our revision are compacted away")
+        .await;
+    assert_eq!(
+        (
+            status(&second, "a.test").await,
+            status(&second, "b.test").await
+        ),
+        (200, 404)
+    );
+    assert_eq!(second.metric("waypost_held_deletes", &[]).await, 0.0);
+}
+
+/// Killed while it writes, time and again: what was there before is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_in_the_middle_of_a_write_leaves_a_whole_file() {
+    let place = Place::new().await;
+    for batch in 0..100 {
+        let put = |index| {
+            TxnOp::put(
+                place.key(&format!("h{batch}-{index}.test")),
+                vec![b'x'; 1000],
+                None,
+            )
+        };
+        place.etcd.txn((0..100).map(put).collect::<Vec<_>>()).await;
+    }
+    let draft = place.directory.path().join("snapshot.tmp");
+    let revision = place.put("a.test", "").await;
+    let first = place.builder().start().await;
+    until_written(&first, revision).await;
+    end(first).await;
+    let mut torn = 0;
+    for round in 0..5 {
+        let mut instance = place.builder().start().await;
+        instance.log().until("read the snapshot").await;
+        let writing = async {
+            loop {
+                place.put(&format!("round-{round}.test"), "").await;
+            }
+        };
+        let begun = async {
+            eventually("it writes", async || draft.exists()).await;
+        };
+        tokio::select! {
+            () = writing => {}
+            () = begun => {}
+        }
+        instance.signal("KILL");
+        assert_eq!(instance.wait_exit().await, None);
+        torn += usize::from(draft.exists());
+    }
+    assert!(torn > 0, "no write was cut off");
+    let last = place.builder().start().await;
+    last.log().until("read the snapshot").await;
+    assert_eq!(status(&last, "a.test").await, 200);
+    assert_eq!(status(&last, "h99-99.test").await, 200);
+    assert_eq!(last.log().count("passed over"), 0);
+    let revision = place.put("b.test", "").await;
+    until_written(&last, revision).await;
+    eventually("the torn file is gone", async || !draft.exists()).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_once_and_leaves_the_old_file() {
+    let place = Place::new().await;
+    let Some(disk) = SmallDisk::mount(place.directory.path()) else {
+        eprintln!("SKIPPED: mounting a small tmpfs needs root");
+        return;
+    };
+    let file = disk.0.join("snapshot");
+    let revision = place.put("a.test", "").await;
+    let instance = place.builder_at(&file).start().await;
+    until_written(&instance, revision).await;
+    let before = fs::read(&file).unwrap();
+    let large = |index: usize| place.key(&format!("large-{index}.test"));
+    let put = |index| TxnOp::put(large(index), vec![b'x'; 60_000], None);
+    place.etcd.txn((0..8).map(put).collect::<Vec<_>>()).await;
+    eventually("it tries again and again", async || {
+        instance
+            .metric("waypost_snapshot_write_failures_total", &[])
+            .await
+            >= 2.0
+    })
+    .await;
+    assert_eq!(status(&instance, "large-7.test").await, 200);
+    assert_eq!(instance.log().count("the snapshot can't be written"), 1);
+    assert_eq!(fs::read(&file).unwrap(), before);
+    let delete = |index| TxnOp::delete(large(index), None);
+    let deleted = place.etcd.txn((0..8).map(delete).collect::<Vec<_>>()).await;
+    until_written(&instance, deleted).await;
+    instance
+        .log()
+        .until("the snapshot can be written again")
+        .await;
+}
+
+#[tokio::test]
+async fn a_place_that_can_not_be_written_fails_the_start() {
+    let place = Place::new().await;
+    let _first = place.builder().start().await;
+    let missing = place.directory.path().join("missing/snapshot");
+    let directory = place.directory.path();
+    for (file, words) in [
+        (place.file().as_path(), "another instance"),
+        (missing.as_path(), "missing/snapshot"),
+        (directory, "is a directory"),
+    ] {
+        let ended = place.builder_at(file).run_to_end().await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        for word in ["--snapshot", words] {
+            assert!(ended.stderr.contains(word), "{}", ended.stderr);
+        }
+    }
+}
+
+/// A file system of 256 KiB, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` for who may not mount.
+    fn mount(directory: &Path) -> Option<Self> {
+        let place = directory.join("disk");
+        fs::create_dir(&place).unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=256k", "none"])
+            .arg(&place)
+            .status();
+        mount
+            .is_ok_and(|status| status.success())
+            .then_some(Self(place))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, as whoever has files open there may end a moment later.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
