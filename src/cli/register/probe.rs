@@ -1,6 +1,6 @@
 //! Whether a service answers already: its port takes connections, or a path of it answers well.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -137,20 +137,20 @@ impl Http {
             .header(header::HOST, &self.host)
             .header(header::USER_AGENT, "waypost-register")
             .body(Empty::<Bytes>::new())?;
-        let response = async {
-            let status = sender.send_request(request).await?.status();
-            anyhow::ensure!(
-                status.is_success() || status.is_redirection(),
-                "{} answers {status}",
-                self.path
-            );
-            Ok(())
+        // What ends the connection may come with the answer, and says nothing against it: whether one came, the request
+        // knows. The connection ends with this attempt, and is driven no longer.
+        let mut answer = pin!(sender.send_request(request));
+        let answer = tokio::select! {
+            answer = &mut answer => answer?,
+            _ = connection => answer.await?,
         };
-        // The connection ends with this attempt, and is driven no longer.
-        tokio::select! {
-            answer = response => answer,
-            ended = connection => ended.map_err(Into::into).and_then(|()| anyhow::bail!("closed without an answer")),
-        }
+        let status = answer.status();
+        anyhow::ensure!(
+            status.is_success() || status.is_redirection(),
+            "{} answers {status}",
+            self.path
+        );
+        Ok(())
     }
 }
 
@@ -181,4 +181,75 @@ pub(super) fn path(text: &str) -> Result<PathAndQuery, String> {
         return Err("a path starts with /, as in /healthz".into());
     }
     text.parse().map_err(|error| format!("no path: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Asks a service that says this to whoever asks, and closes at once; on one thread, so that the end is there
+    /// when the answer is read.
+    async fn ask(answer: &'static str) -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        let service = async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let service = tokio::spawn(service);
+        let path = "/healthz".parse().unwrap();
+        let probe = Probe::of_path(address, path, "a.test", None).unwrap();
+        let asked = time::timeout(PATIENCE, probe.ask()).await;
+        service.await.unwrap();
+        asked.expect("in time")
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_also_if_the_connection_ends_with_it() {
+        for answer in [
+            "HTTP/1.0 200 OK\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\nwell",
+            "HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nwell",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nwell",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nwell",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell",
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ncut",
+            "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+            "HTTP/1.1 302 Found\r\nConnection: close\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+        ] {
+            // Whichever of the two is asked first.
+            for _ in 0..20 {
+                let asked = ask(answer).await;
+                assert!(asked.is_ok(), "{answer:?}: {asked:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bad_answer_or_none_does_not_count() {
+        for (answer, reason) in [
+            ("", "before message completed"),
+            ("HTTP/1.1 200 OK\r\nConte", "before message completed"),
+            ("SSH-2.0-OpenSSH_9\r\n\r\n", "invalid HTTP version"),
+            ("HTTP/1.0 503 Busy\r\n\r\n", "answers 503"),
+            (
+                "HTTP/1.1 404 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+                "answers 404",
+            ),
+        ] {
+            let error = format!("{:#}", ask(answer).await.unwrap_err());
+            assert!(error.contains(reason), "{answer:?}: {error}");
+        }
+    }
 }
