@@ -107,10 +107,26 @@ async fn a_drain_is_of_one_key_and_warns_of_others_with_the_same_upstream() {
     sample.until_holding(1).await;
     let delete = run(&etcd, &["delete", "a.test", &upstream, "--drain"]).await;
     assert_eq!(delete.code, Some(0), "{delete:?}");
-    let warning = format!("stays in use by other keys: /hosts/b.test/{upstream}");
+    let warning = format!("stays in use by another key: /hosts/b.test/{upstream}");
     assert!(delete.stderr.contains(&warning), "{delete:?}");
     assert!(!held.is_finished());
     held.abort();
+}
+
+#[tokio::test]
+async fn a_drain_counts_the_other_keys_of_its_upstream_and_names_some() {
+    let etcd = EtcdCluster::start(1).await;
+    let upstream = "127.0.0.1:1";
+    for host in ["a", "b", "c", "d", "e", "f"] {
+        etcd.put(&format!("/hosts/{host}.test/{upstream}"), "")
+            .await;
+    }
+    let (_first, _second) = (instance(&etcd).await, instance(&etcd).await);
+    let delete = run(&etcd, &["delete", "a.test", upstream, "--drain"]).await;
+    assert_eq!(delete.code, Some(0), "{delete:?}");
+    let named = ["b", "c", "d"].map(|host| format!("/hosts/{host}.test/{upstream}"));
+    let warning = format!("by 5 other keys: {} and 2 more\n", named.join(", "));
+    assert!(delete.stderr.ends_with(&warning), "{delete:?}");
 }
 
 #[tokio::test]
@@ -176,7 +192,7 @@ async fn a_drain_that_took_too_long_can_go_on() {
     assert_eq!(put.code, Some(0), "{put:?}");
     let slip = run(&etcd, &words).await;
     assert_eq!(slip.code, Some(1), "{slip:?}");
-    let said = format!("in use by other keys: /hosts/b.test/{upstream}");
+    let said = format!("in use by another key: /hosts/b.test/{upstream}");
     assert!(slip.stderr.contains(&said), "{slip:?}");
     assert_nothing_left(&etcd, "/hosts/").await;
 }

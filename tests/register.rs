@@ -251,7 +251,11 @@ async fn an_etcd_that_is_gone_at_the_end_holds_nobody_up() {
     register.log().until("could not be asked").await;
     register.signal("HUP");
     let code = timeout(Duration::from_secs(4), register.wait_exit()).await;
-    assert_eq!(code, Ok(Some(0)), "nothing was written, nothing is removed");
+    assert_eq!(code, Ok(Some(1)));
+    register
+        .log()
+        .until("never let the upstream be added")
+        .await;
 }
 
 #[tokio::test]

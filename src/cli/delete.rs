@@ -169,9 +169,8 @@ impl Delete {
             let barrier =
                 barrier.with_context(|| format!("{key} was put just now: it is in use"))?;
             report = barrier.wait().await?;
-            if !report.also.is_empty() {
-                let keys = report.also.join(", ");
-                waiting::say(&format!("the upstream is in use by other keys: {keys}"));
+            if let Some(others) = report.others() {
+                waiting::say(&format!("the upstream is in use by {others}"));
                 return Ok(ExitCode::FAILURE);
             }
             if !report.problems(&subject).is_empty() {
@@ -191,7 +190,9 @@ impl Delete {
 }
 
 fn nothing_deleted(key: &str) -> ExitCode {
-    eprintln!("there is no key {key}: nothing deleted (`waypost routes` lists what is served)");
+    eprintln!(
+        "waypost: there is no key {key}: nothing deleted (`waypost routes` lists what is served)"
+    );
     ExitCode::FAILURE
 }
 

@@ -251,7 +251,9 @@ async fn settle<T>(
 /// What is left to the lease, because etcd was asked and said nothing in time.
 fn silent<T>() -> Option<T> {
     let seconds = REMOVAL_TIME.as_secs();
-    warn!("no answer of etcd within {seconds} s: the upstream goes with its lease");
+    warn!(
+        "no answer of etcd within {seconds} s: the upstream goes with its lease, if it was added"
+    );
     None
 }
 
@@ -272,9 +274,9 @@ fn report(removed: Option<Withdrawal<'_>>, drain: Option<Duration>) -> (bool, Op
             );
             (drain.is_none(), None)
         }
-        Some(Withdrawal::Never) => {
-            info!("the upstream was never added");
-            (true, None)
+        Some(Withdrawal::Never { error }) => {
+            warn!(error, "etcd never let the upstream be added");
+            (false, None)
         }
         None => (false, None),
     }
@@ -289,9 +291,8 @@ async fn drain_by(barrier: Barrier<'_>) -> bool {
             return false;
         }
     };
-    if !report.also.is_empty() {
-        let keys = report.also.join(", ");
-        warn!(keys, "the same upstream stays in use by other keys");
+    if let Some(others) = report.others() {
+        warn!("the same upstream stays in use by {others}");
     }
     let problems = report.problems(&Subject {
         lost_may: "use the upstream",

@@ -56,10 +56,9 @@ pub(super) async fn wait(
     done: &str,
 ) -> Result<ExitCode> {
     let report = barrier.wait().await?;
-    if !report.also.is_empty() {
+    if let Some(others) = report.others() {
         say(&format!(
-            "warning: the same upstream stays in use by other keys: {}",
-            report.also.join(", ")
+            "warning: the same upstream stays in use by {others}"
         ));
     }
     conclude(&report, &subject, done)

@@ -1,6 +1,10 @@
 //! Answers the barriers that stand, each as soon as what it asks for is so.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tokio::{
@@ -90,9 +94,9 @@ impl Acknowledger {
         let drains = question.drain && barrier.rejection.is_none();
         let key = question.key.as_ref().filter(|_| drains);
         let mut requests = self.gate.pass(key).await;
-        let also = match key {
+        let (also, also_total) = match key {
             Some(key) => self.others_at(key.clone()).await,
-            None => Vec::new(),
+            None => Default::default(),
         };
         let (mut told, mut told_at, mut times) = (None, Instant::now(), 0);
         let mut look = FIRST_LOOK;
@@ -101,6 +105,7 @@ impl Acknowledger {
                 let progress = Acknowledgement {
                     requests,
                     also: also.clone(),
+                    also_total,
                     ..Acknowledgement::default()
                 };
                 // One that is under way when we leave must not come after the last word.
@@ -121,13 +126,14 @@ impl Acknowledger {
         let rejected = barrier.rejection.clone();
         let answer = Acknowledgement {
             also,
+            also_total,
             ..done(rejected)
         };
         self.tell_surely(barrier, &answer).await;
     }
 
     /// Other keys by which the upstream of this one is used. Looks at every route, so not on this runtime's threads.
-    async fn others_at(&self, key: Arc<str>) -> Vec<String> {
+    async fn others_at(&self, key: Arc<str>) -> (Vec<String>, usize) {
         let (table, prefix) = (self.live.table.load_full(), self.prefix.clone());
         let look = tokio::task::spawn_blocking(move || others_at(&table, &prefix, &key));
         look.await.unwrap_or_default()
@@ -198,24 +204,27 @@ fn done(rejected: Option<String>) -> Acknowledgement {
     }
 }
 
-/// The first other keys of a table that name the same upstream as this key does.
-fn others_at(table: &Table, prefix: &str, key: &str) -> Vec<String> {
+/// The other keys of a table that name the same upstream as this key does: the first of them, and how many there are.
+fn others_at(table: &Table, prefix: &str, key: &str) -> (Vec<String>, usize) {
     let Ok(Key::Upstream { address, .. }) = key::parse(prefix, key.as_bytes()) else {
-        return Vec::new();
+        return Default::default();
     };
-    let members = table.routes().flat_map(|route| &*route.members);
-    let is_other = |other: &str| other != key;
-    let others = members.filter(|member| is_other(&member.key.key));
-    let same = others.filter(|member| member.upstream.identity.endpoint.written() == address);
-    let mut keys: Vec<String> = Vec::new();
-    for member in same {
+    // By key, so that all instances name the same ones.
+    let mut first: BTreeSet<&str> = BTreeSet::new();
+    let mut total = 0;
+    let mut of_route: HashSet<&str> = HashSet::new();
+    for route in table.routes() {
+        let others = route.members.iter().filter(|other| *other.key.key != *key);
+        let same = others.filter(|other| other.upstream.identity.endpoint.written() == address);
         // A name has a member for each of its addresses.
-        if !keys.iter().any(|key| **key == *member.key.key) {
-            keys.push(member.key.key.to_string());
-        }
-        if keys.len() == NAMED {
-            break;
+        of_route.extend(same.map(|other| &*other.key.key));
+        total += of_route.len();
+        for other in of_route.drain() {
+            first.insert(other);
+            if first.len() > NAMED {
+                first.pop_last();
+            }
         }
     }
-    keys
+    (first.into_iter().map(str::to_owned).collect(), total)
 }

@@ -40,6 +40,9 @@ pub struct Acknowledgement {
     /// Other keys by which the instance uses the same upstream: the first of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<String>,
+    /// How many of those there are in all; versions that name every one they count leave it out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub also_total: usize,
 }
 
 /// What all keys of instances begin with.
@@ -76,6 +79,10 @@ impl fmt::Display for InstanceRecord {
             None => Ok(()),
         }
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// As part of a key: a host name may hold anything.

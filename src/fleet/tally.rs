@@ -30,8 +30,10 @@ pub struct Report {
     pub lost: Vec<InstanceRecord>,
     /// Who is registered and has not answered, with the requests that were left when it was last heard of.
     pub missing: Vec<(InstanceRecord, usize)>,
-    /// Other keys by which the same upstream is used.
+    /// Other keys by which the same upstream is used: some of them.
     pub also: Vec<String>,
+    /// How many of those there are in all, as far as one instance knows.
+    pub also_total: usize,
     /// Set if time was over.
     pub late: Option<Late>,
 }
@@ -115,6 +117,7 @@ impl Tally {
                     report.also.push(key);
                 }
             }
+            report.also_total = report.also_total.max(answer.also_total);
             match (answer.done, is_registered, answer.rejected) {
                 (true, _, Some(reason)) => report.rejected.push((record, reason)),
                 (true, _, None) => report.done += 1,
@@ -122,11 +125,24 @@ impl Tally {
                 (false, false, _) => report.lost.push(record),
             }
         }
+        report.also_total = report.also_total.max(report.also.len());
         report
     }
 }
 
 impl Report {
+    /// The other keys by which the same upstream is used, in words: `5 other keys: a, b, c and 2 more`.
+    pub fn others(&self) -> Option<String> {
+        let named = self.also.join(", ");
+        let further = self.also_total.saturating_sub(self.also.len());
+        Some(match (self.also_total, further) {
+            (0, _) => return None,
+            (1, _) => format!("another key: {named}"),
+            (total, 0) => format!("{total} other keys: {named}"),
+            (total, _) => format!("{total} other keys: {named} and {further} more"),
+        })
+    }
+
     /// All that keeps it from being a success, a line each.
     pub fn problems(&self, subject: &Subject<'_>) -> Vec<String> {
         let mut problems = Vec::new();
@@ -300,5 +316,30 @@ mod tests {
         let answers = [("a", also(&["x", "y"])), ("b", also(&["y"])), ("c", done())];
         let report = settled(&answers, &[]).unwrap();
         assert_eq!(report.also, ["x", "y"]);
+        assert_eq!(report.others().unwrap(), "2 other keys: x, y");
+        let report = settled(&[("a", also(&["x"])), ("b", done()), ("c", done())], &[]);
+        assert_eq!(report.unwrap().others().unwrap(), "another key: x");
+        let report = settled(&[("a", done()), ("b", done()), ("c", done())], &[]);
+        assert_eq!(report.unwrap().others(), None);
+    }
+
+    #[test]
+    fn other_keys_that_are_not_named_are_counted() {
+        let also = |keys: &str, total| Acknowledgement {
+            also: keys.split(' ').map(str::to_owned).collect(),
+            also_total: total,
+            ..done()
+        };
+        // `b` is behind with its table, `c` counts none but those that it names.
+        let answers = [
+            ("a", also("w x y", 6)),
+            ("b", also("w x z", 5)),
+            ("c", also("w x", 0)),
+        ];
+        let report = settled(&answers, &[]).unwrap();
+        assert_eq!(
+            report.others().unwrap(),
+            "6 other keys: w, x, y, z and 2 more"
+        );
     }
 }

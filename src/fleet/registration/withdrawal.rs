@@ -31,8 +31,11 @@ pub enum Withdrawal<'r> {
     },
     /// Somebody else has written the key, which stays: nobody can say that the upstream is done with.
     Theirs,
-    /// The key was never written.
-    Never,
+    /// The key was never written, because etcd never let it.
+    Never {
+        /// Why.
+        error: String,
+    },
 }
 
 impl Registration {
@@ -41,7 +44,8 @@ impl Registration {
     pub async fn withdraw(&self, mut drain: Option<Duration>) -> Withdrawal<'_> {
         if !self.may_be_served {
             self.end_lease().await;
-            return Withdrawal::Never;
+            let error = self.trouble.told.clone().unwrap_or_default();
+            return Withdrawal::Never { error };
         }
         let mut trouble = Trouble::default();
         loop {
@@ -52,8 +56,11 @@ impl Registration {
                 }
                 Err(error) => error,
             };
-            let is_refused = matches!(error.downcast_ref(), Some(Fault::Refused(_)));
-            let failures = trouble.noted(&format!("{error:#}"), &self.leased);
+            let fault = error.downcast_ref::<Fault>();
+            let is_refused = matches!(fault, Some(Fault::Refused(_)));
+            // What surrounds a fault is for commands that make one change and end.
+            let told = fault.map_or_else(|| format!("{error:#}"), ToString::to_string);
+            let failures = trouble.noted(&told, &self.leased);
             // Once may be a login that has expired.
             if is_refused && failures > 1 && drain.take().is_some() {
                 warn!("a barrier is refused: not waiting until every instance is done with it");
