@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use etcd_client::{Permission, PermissionType, PutOptions, TxnOp};
+use etcd_client::{DeleteOptions, Permission, PermissionType, PutOptions, TxnOp};
 use serde_json::{Value, json};
 use waypost::source::etcd::{Connector, fault::Fault};
 
@@ -116,8 +116,16 @@ async fn a_scope_and_a_first_revision_narrow_it_down() {
         let nothing = told.stderr == "no change of d.test\n";
         assert_eq!(nothing, expected.is_empty(), "{told:?}");
     }
+    // Where a journal goes on.
+    let next = (revisions[3] + 1).to_string();
+    let next = history(&etcd, &["--since", &next]).await;
+    assert_eq!((next.code, &*next.stdout), (Some(0), ""), "{next:?}");
     let future = history(&etcd, &["--since", "99"]).await;
-    assert_eq!((future.code, &*future.stdout), (Some(0), ""), "{future:?}");
+    assert_eq!(future.code, Some(1), "{future:?}");
+    assert!(
+        future.stderr.contains("revision 99 is still to come"),
+        "{future:?}"
+    );
     let wrong = history(&etcd, &["a test"]).await;
     assert_eq!(wrong.code, Some(1), "{wrong:?}");
     assert!(wrong.stderr.contains("HOST[/PATH] \"a test\""), "{wrong:?}");
@@ -231,6 +239,37 @@ async fn a_long_history_is_told_to_its_end() {
             .filter(|line| line.starts_with("  "))
             .collect::<Vec<_>>(),
         ["  + /hosts/b.test/c:80", "  - /hosts/b.test/c:80"]
+    );
+}
+
+/// For each key that a revision deletes etcd looks up what it was, and sends nothing meanwhile.
+#[tokio::test]
+async fn a_revision_that_etcd_is_long_about_is_told() {
+    const KEYS: usize = 5_000;
+    let etcd = EtcdCluster::start(1).await;
+    for first in (0..KEYS).step_by(100) {
+        let key = |number| format!("/hosts/h{number}.test/b:80");
+        let puts = (first..first + 100).map(|number| TxnOp::put(key(number), "", None));
+        etcd.txn(puts.collect::<Vec<_>>()).await;
+    }
+    let everything = DeleteOptions::new().with_prefix();
+    etcd.client()
+        .delete("/hosts/", Some(everything))
+        .await
+        .unwrap();
+    for since in ["1", &(KEYS / 100 + 2).to_string()] {
+        let told = history(&etcd, &["--since", since]).await;
+        assert_eq!((told.code, &*told.stderr), (Some(0), ""), "since {since}");
+        let removed = told.stdout.lines().filter(|line| line.starts_with("  - "));
+        assert_eq!(removed.count(), KEYS, "since {since}");
+    }
+    let host = history(&etcd, &["h4999.test"]).await;
+    assert_eq!(
+        host.stdout
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .collect::<Vec<_>>(),
+        ["  + /hosts/h4999.test/b:80", "  - /hosts/h4999.test/b:80"]
     );
 }
 

@@ -95,13 +95,15 @@ impl History {
             Some(since) => since,
             None => (connection.revision(&prefix).await? - LOOK_BACK).max(1),
         };
-        let mut past = connection.past(&prefix, from).await?;
+        let past = connection.past(&prefix, from).await;
+        let mut past = past.map_err(|fault| explain(fault, from))?;
         let mut records = Records::of(&connection, &prefix);
         let mut out = io::stdout();
         let mut is_empty = true;
         let mut is_noted = false;
         loop {
-            let changes = past.next().await.map_err(explain)?;
+            let changes = past.next().await;
+            let changes = changes.map_err(|fault| explain(fault, from))?;
             if !is_noted {
                 self.note(past.first(), from);
                 is_noted = true;
@@ -250,8 +252,9 @@ impl<'e> KeyChange<'e> {
     }
 }
 
-fn explain(fault: Fault) -> anyhow::Error {
+fn explain(fault: Fault, from: Revision) -> anyhow::Error {
     match fault {
+        Fault::FutureRevision => anyhow::anyhow!("--since: revision {from} is still to come"),
         Fault::Compacted => anyhow::anyhow!(
             "etcd was compacted while its history was read: what is missing here is gone, so ask again"
         ),

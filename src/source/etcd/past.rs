@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{
-    GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
+    GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    proto::{PbEvent, PbWatchResponse},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     connection::{
@@ -14,7 +15,7 @@ use super::{
     },
     fault::Fault,
     reading::Reading,
-    transport::{Transport, Watch},
+    transport::Transport,
 };
 use crate::{
     route::Revision,
@@ -25,9 +26,9 @@ use crate::{
 const TXN_OPERATIONS: usize = 128;
 /// etcd serves late watches every 100 ms; one that was silent for so long may have been served all it will get.
 const QUIET: Duration = Duration::from_millis(250);
-/// How often in a row that is to be confirmed.
+/// How often in a row that is to be confirmed, and nothing of ours may come between.
 const CONFIRMATIONS: u32 = 2;
-/// For one confirmation: etcd may be looking through millions of revisions.
+/// For one confirmation: etcd may be looking through millions of revisions, or up what a million keys were before.
 const CONFIRMATION_TIME: Duration = Duration::from_secs(60);
 
 /// A change, and what it replaced.
@@ -42,15 +43,37 @@ pub struct PastChange {
 }
 
 /// The changes below a prefix from one revision on, up to the one that etcd was at when it was asked.
+///
+/// No answer of etcd says that a watch has shown all there was: progress requests don't (etcd 3.4 answers them at once,
+/// and a gRPC proxy never), and silence doesn't either, as etcd looks up what each key was before while it says nothing.
+/// So when it is quiet, a second watch asks over the same stream for something that etcd has for sure. Both are served
+/// in passes, one after the other, and what is for one stream is sent in its order. The first answer shows that a
+/// pass has begun since ours was due, the second that it is over, and all it had for us sent before.
 pub struct Past<'c> {
     connection: &'c Connection,
     prefix: Vec<u8>,
     first: Revision,
     through: Revision,
-    watch: Option<WatchStream>,
-    /// The newest change that came: a watch from it on has something to wait for.
+    stream: Option<WatchStream>,
+    /// The id of our watch on the stream.
+    watch: i64,
+    question: Option<Question>,
+    answers: u32,
+    /// The newest change that came.
     newest: Option<(Bytes, Revision)>,
     is_over: bool,
+}
+
+/// The second watch.
+#[derive(Debug)]
+struct Question {
+    since: Instant,
+    /// `None` until etcd says so.
+    watch: Option<i64>,
+    /// Whether it waits for an event, rather than for being taken up.
+    wants_event: bool,
+    /// Something of ours came after it was asked: its answer shows nothing.
+    is_void: bool,
 }
 
 impl Connection {
@@ -115,16 +138,40 @@ impl Connection {
     }
 
     /// What changed below the prefix, from revision `from` on or from the oldest one that is not compacted away.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::FutureRevision`] if etcd has not come to the revision before `from`, besides those of any call.
     pub async fn past(&self, prefix: &str, from: Revision) -> Result<Past<'_>, Fault> {
+        let through = self.revision(prefix).await?;
+        // The very next one is no mistake: who keeps a journal asks for it.
+        if from > through + 1 {
+            return Err(Fault::FutureRevision);
+        }
         Ok(Past {
             connection: self,
             prefix: prefix.into(),
             first: from.max(1),
-            through: self.revision(prefix).await?,
-            watch: None,
+            through,
+            stream: None,
+            watch: 0,
+            question: None,
+            answers: 0,
             newest: None,
-            is_over: false,
+            is_over: from > through,
         })
+    }
+
+    /// Some key below the prefix, and the revision that last changed it.
+    async fn any_key(&self, prefix: &[u8]) -> Result<Option<(Bytes, Revision)>, Fault> {
+        let options = GetOptions::new()
+            .with_range(range_end(prefix))
+            .with_keys_only()
+            .with_limit(1);
+        let mut kv = self.kv.clone();
+        let mut answer = bounded("asking for a key", kv.get(prefix, Some(options))).await?;
+        let found = answer.take_kvs().into_iter().next().map(entry);
+        Ok(found.map(|entry| (entry.key, entry.mod_revision)))
     }
 }
 
@@ -141,38 +188,23 @@ impl Past<'_> {
     /// [`Fault::Compacted`] if compaction overtook the reading, besides those of any call.
     pub async fn next(&mut self) -> Result<Option<Vec<PastChange>>, Fault> {
         let mut changes = Vec::new();
-        let mut confirmations = 0;
-        while !self.is_over && confirmations < CONFIRMATIONS {
-            let (watch, response) = match self.watch.take() {
-                None => self.start().await?,
-                Some(mut watch) => match timeout(QUIET, watch.message()).await {
-                    Ok(message) => (watch, message?.ok_or_else(closed)?),
-                    Err(_) => {
-                        self.watch = Some(watch);
-                        self.confirm().await?;
-                        confirmations += 1;
-                        continue;
-                    }
-                },
+        while !self.is_over && self.answers < CONFIRMATIONS {
+            let Some(response) = self.receive().await? else {
+                self.ask().await?;
+                continue;
             };
-            let response = response.0;
-            if response.canceled {
-                // The newest of the compacted revisions is half there: of its deletions nothing is left.
-                let oldest = response.compact_revision + 1;
-                match response.compact_revision {
-                    0 => {
-                        let reason = response.cancel_reason;
-                        return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
-                    }
-                    _ if self.newest.is_some() || oldest <= self.first => {
-                        return Err(Fault::Compacted);
-                    }
-                    _ => self.first = oldest,
-                }
+            if response.watch_id != self.watch {
+                self.hear(&response).await?;
                 continue;
             }
-            self.watch = Some(watch);
-            confirmations = 0;
+            if response.canceled {
+                self.begin_later(&response)?;
+                continue;
+            }
+            self.answers = 0;
+            if let Some(question) = &mut self.question {
+                question.is_void = true;
+            }
             changes.extend(response.events.into_iter().filter_map(past_change));
             let Some(last) = changes.last().map(|past: &PastChange| &past.change) else {
                 continue;
@@ -192,8 +224,35 @@ impl Past<'_> {
         }
     }
 
+    /// What the stream brings; `None` when it is quiet, and nothing was asked.
+    async fn receive(&mut self) -> Result<Option<PbWatchResponse>, Fault> {
+        loop {
+            let Some(stream) = &mut self.stream else {
+                return self.start().await.map(Some);
+            };
+            let patience = match self.question {
+                None => QUIET,
+                Some(_) => CALL_TIME,
+            };
+            if let Ok(message) = timeout(patience, stream.message()).await {
+                return Ok(Some(message?.ok_or_else(closed)?.0));
+            }
+            match &self.question {
+                None => return Ok(None),
+                Some(question) if question.since.elapsed() > CONFIRMATION_TIME => {
+                    return Err(Fault::Silent(format!(
+                        "etcd has not served its history within {} s",
+                        CONFIRMATION_TIME.as_secs()
+                    )));
+                }
+                // Busy, or gone?
+                Some(_) => drop(self.connection.any_key(&self.prefix).await?),
+            }
+        }
+    }
+
     /// The watch, and its first response: it stands, or what it is to show is compacted away.
-    async fn start(&self) -> Result<(WatchStream, WatchResponse), Fault> {
+    async fn start(&mut self) -> Result<PbWatchResponse, Fault> {
         let options = WatchOptions::new()
             .with_range(range_end(&self.prefix))
             .with_start_revision(self.first)
@@ -205,42 +264,85 @@ impl Past<'_> {
             .watch_client()
             .max_decoding_message_size(MESSAGE_BYTES);
         let watch = client.watch(self.prefix.clone(), Some(options));
-        let mut watch = bounded("starting the watch", watch).await?;
-        let first = timeout(CALL_TIME, watch.message()).await;
+        let mut stream = bounded("starting the watch", watch).await?;
+        let first = timeout(CALL_TIME, stream.message()).await;
         let first = first.map_err(|_| silent("starting the watch"))??;
-        Ok((watch, first.ok_or_else(closed)?))
+        let first = first.ok_or_else(closed)?.0;
+        self.stream = Some(stream);
+        self.watch = first.watch_id;
+        Ok(first)
     }
 
-    /// Waits until etcd has served a late watch that it was asked for after ours: both are served in one pass, so
-    /// that ours got its share before or with it. Progress requests would not do: etcd 3.4 answers them at once, and
-    /// a gRPC proxy never.
-    async fn confirm(&self) -> Result<(), Fault> {
-        let (key, revision) = match &self.newest {
-            Some((key, revision)) => (&key[..], *revision),
-            // Nothing is sure to come; but what creates a watch waits for the pass under way.
-            None => (&self.prefix[..], self.through),
-        };
-        let end = [key, b"\0"].concat();
-        let confirmed = async {
-            let mut watch = self.connection.watch(key, &end, revision).await?;
-            loop {
-                let response = watch.response().await?;
-                let has_come = match self.newest {
-                    Some(_) => !response.events.is_empty(),
-                    None => response.created,
-                };
-                if has_come || response.canceled {
-                    return Ok(());
-                }
+    /// Our watch was ended: by compaction, or because etcd refuses it.
+    fn begin_later(&mut self, response: &PbWatchResponse) -> Result<(), Fault> {
+        // The newest of the compacted revisions is half there: of its deletions nothing is left.
+        let oldest = response.compact_revision + 1;
+        match response.compact_revision {
+            0 => {
+                let reason = &response.cancel_reason;
+                Err(Fault::Refused(format!("etcd ended the watch: {reason}")))
             }
-        };
-        match timeout(CONFIRMATION_TIME, confirmed).await {
-            Ok(result) => result,
-            Err(_) => Err(Fault::Silent(format!(
-                "etcd has not served its history within {} s",
-                CONFIRMATION_TIME.as_secs()
-            ))),
+            _ if self.newest.is_some() || oldest <= self.first => Err(Fault::Compacted),
+            _ => {
+                self.first = oldest;
+                self.stream = None;
+                self.question = None;
+                self.answers = 0;
+                Ok(())
+            }
         }
+    }
+
+    /// Asks for an event that etcd has; where there is no key, so that nothing is sure to come, just for a watch:
+    /// that is taken up between two passes.
+    async fn ask(&mut self) -> Result<(), Fault> {
+        let known = match &self.newest {
+            Some(newest) => Some(newest.clone()),
+            None => self.connection.any_key(&self.prefix).await?,
+        };
+        let wants_event = known.is_some();
+        let (key, revision) = known.unwrap_or((self.prefix.clone().into(), self.through));
+        let stream = self.stream.as_mut().ok_or_else(closed)?;
+        let options = WatchOptions::new().with_start_revision(revision);
+        bounded("asking for the end", stream.watch(key, Some(options))).await?;
+        self.question = Some(Question {
+            since: Instant::now(),
+            watch: None,
+            wants_event,
+            is_void: false,
+        });
+        Ok(())
+    }
+
+    /// A response to the second watch, or to an earlier one that is taken back already.
+    async fn hear(&mut self, response: &PbWatchResponse) -> Result<(), Fault> {
+        let Some(question) = &mut self.question else {
+            return Ok(());
+        };
+        let is_taken_up = question.watch.is_none() && response.created;
+        if is_taken_up {
+            question.watch = Some(response.watch_id);
+        }
+        if question.watch != Some(response.watch_id) {
+            return Ok(());
+        }
+        if response.canceled && response.compact_revision == 0 {
+            let reason = &response.cancel_reason;
+            return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
+        }
+        // Who tells that an event is compacted away has come to it, too.
+        let has_come = !response.events.is_empty() || response.canceled;
+        if has_come || is_taken_up && !question.wants_event {
+            self.answers = match question.is_void {
+                true => 0,
+                false => self.answers + 1,
+            };
+            self.question = None;
+            let stream = self.stream.as_mut().ok_or_else(closed)?;
+            let cancel = stream.cancel(response.watch_id);
+            bounded("taking the question back", cancel).await?;
+        }
+        Ok(())
     }
 }
 
@@ -248,7 +350,7 @@ fn closed() -> Fault {
     Fault::Unreachable("etcd closed the watch".to_owned())
 }
 
-fn past_change(event: etcd_client::proto::PbEvent) -> Option<PastChange> {
+fn past_change(event: PbEvent) -> Option<PastChange> {
     let is_new = event
         .kv
         .as_ref()
