@@ -6,6 +6,7 @@ mod balancing;
 mod certificates;
 mod check_etcd;
 mod commands;
+mod convergence;
 mod demo;
 mod directory_live;
 mod etcd_access;
