@@ -33,7 +33,7 @@ pub struct Live {
 #[derive(Clone, Debug, Default)]
 pub struct RejectedKeys {
     /// The first of them, by key; a whole bad prefix may be more than anybody reads.
-    pub shown: Vec<Rejected>,
+    pub shown: Vec<Arc<Rejected>>,
     /// How many there are, shown or not.
     pub total: usize,
 }

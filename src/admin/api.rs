@@ -26,6 +26,9 @@ use crate::{
 /// Most routes, or rejected or held keys, in one page.
 pub(super) const LARGEST_PAGE: usize = 10_000;
 
+/// How many rejected keys unless `limit` says otherwise.
+const REJECTED_PAGE: usize = 1000;
+
 /// Longest wait in one request.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
@@ -194,7 +197,7 @@ pub(super) struct LimitQuery {
 pub(super) struct RejectedPage {
     /// How many there are, shown here or not.
     total: usize,
-    rejected: Vec<Rejected>,
+    rejected: Vec<Arc<Rejected>>,
 }
 
 pub(super) async fn rejected(
@@ -202,7 +205,7 @@ pub(super) async fn rejected(
     parameters: Parameters<LimitQuery>,
 ) -> Result<Json<RejectedPage>, Error> {
     let Query(query) = parameters?;
-    let limit = query.limit.unwrap_or(LARGEST_PAGE);
+    let limit = query.limit.unwrap_or(REJECTED_PAGE);
     let rejected = admin.live.rejected.load_full();
     Ok(Json(RejectedPage {
         total: rejected.total,

@@ -358,23 +358,29 @@ async fn bad_requests_get_an_error_with_a_proper_status() {
 #[tokio::test]
 async fn rejected_keys_are_listed_and_the_page_is_self_contained() {
     let instance = Instance::start().await;
-    let shown = vec![Rejected {
+    let rejected = Arc::new(Rejected {
         key: "/hosts/x".into(),
         reason: "no upstream".into(),
         mod_revision: 4,
         last_good_in_force: false,
-    }];
-    let rejected = RejectedKeys { shown, total: 3 };
+    });
+    let rejected = RejectedKeys {
+        shown: vec![rejected; 2000],
+        total: 3000,
+    };
     instance.admin.live.rejected.store(Arc::new(rejected));
     let (_, body) = instance.json("/api/rejected").await;
     assert_eq!(body["rejected"][0]["key"], "/hosts/x");
     assert_eq!(body["rejected"][0]["last_good_in_force"], false);
+    assert_eq!(body["rejected"].as_array().map(Vec::len), Some(1000));
+    let (_, body) = instance.json("/api/rejected?limit=1500").await;
+    assert_eq!(body["rejected"].as_array().map(Vec::len), Some(1500));
     let (_, body) = instance.json("/api/rejected?limit=0").await;
-    assert_eq!(body["total"], 3, "shown or not");
+    assert_eq!(body["total"], 3000, "shown or not");
     assert_eq!(body["rejected"].as_array().map(Vec::len), Some(0));
 
     let (_, body) = instance.json("/api/status").await;
-    assert_eq!(body["rejected_keys"], 3);
+    assert_eq!(body["rejected_keys"], 3000);
 
     let (code, page) = instance.text("GET /").await;
     assert_eq!(code, 200);

@@ -56,7 +56,7 @@ impl std::fmt::Debug for Password {
 ///
 /// # Errors
 ///
-/// [`Usage`]: an empty prefix, `/`, and one with an empty segment.
+/// [`Usage`]: an empty prefix, `/`, one with an empty segment, and one where fleets keep their own keys.
 pub fn normalise_prefix(prefix: &str) -> Result<String> {
     let segments = prefix.trim_matches('/');
     if segments.is_empty() {
@@ -67,6 +67,13 @@ pub fn normalise_prefix(prefix: &str) -> Result<String> {
     if segments.contains("//") {
         return Err(Usage::error(&format!(
             "--prefix {prefix:?} has an empty segment: write single slashes, as in /hosts/"
+        )));
+    }
+    // Below `/waypost<prefix>` and `<prefix>@waypost/` each fleet keeps its own keys.
+    let mut names = segments.split('/');
+    if segments.starts_with("waypost/") || segments == "waypost" || names.any(|name| name == "@waypost") {
+        return Err(Usage::error(&format!(
+            "--prefix {prefix:?} lies where fleets keep their own keys, /waypost/ and PREFIX/@waypost/: name another prefix, such as /hosts/"
         )));
     }
     Ok(format!("/{segments}/"))
@@ -131,10 +138,22 @@ mod tests {
             ("/hosts/", "/hosts/"),
             ("//hosts//", "/hosts/"),
             ("/a/b", "/a/b/"),
+            ("/a/waypost", "/a/waypost/"),
+            ("/wayposts/@way", "/wayposts/@way/"),
         ] {
             assert_eq!(normalise_prefix(given).unwrap(), expected, "{given}");
         }
-        for bad in ["", "/", "//", "a//b"] {
+        for bad in [
+            "",
+            "/",
+            "//",
+            "a//b",
+            "waypost",
+            "/waypost/hosts/",
+            "@waypost",
+            "/hosts/@waypost/",
+            "/hosts/@waypost/barriers/",
+        ] {
             let error = normalise_prefix(bad).unwrap_err().to_string();
             assert!(
                 error.contains("--prefix") && error.contains("/hosts/"),

@@ -7,6 +7,7 @@ mod archive;
 mod barriers;
 mod draft;
 mod held;
+mod log_limit;
 mod names;
 mod rejections;
 
@@ -165,6 +166,8 @@ impl Publisher {
                 answer = self.names.answer() => self.apply_answer(answer),
                 Some(reply) = self.accepts.recv() => accepted = Some((reply, self.accept_held())),
                 () = self.held.due() => self.judge_held(),
+                () = self.rejections.due() => {}
+                () = self.barriers.due() => {}
             }
             for update in batch.drain(..) {
                 self.apply(update);

@@ -68,7 +68,10 @@ impl Connector {
             match tokio::time::timeout(each, attempt).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(fault)) => failures.push(format!("{endpoint}: {fault}")),
-                Err(_) => failures.push(format!("{endpoint}: no answer within {each:?}")),
+                Err(_) => failures.push(format!(
+                    "{endpoint}: no answer within {:.1} s",
+                    each.as_secs_f64()
+                )),
             }
         }
         anyhow::bail!(

@@ -8,7 +8,7 @@ use std::{
 use imbl::OrdMap;
 use tracing::warn;
 
-use super::{super::Entry, held::Held, rejections::Rejections};
+use super::{super::Entry, held::Held, log_limit::LogLimit, rejections::Rejections};
 use crate::{
     barrier::{self, OpenBarrier, Question},
     live::Live,
@@ -28,6 +28,7 @@ pub(super) struct Barriers {
     /// Since the last swap, or for want of room; in the order they came.
     new: BTreeMap<(Revision, Arc<str>), OpenBarrier>,
     is_changed: bool,
+    log: LogLimit,
 }
 
 impl Barriers {
@@ -41,15 +42,24 @@ impl Barriers {
             return;
         }
         if barrier.lease == 0 {
-            warn!(barrier = %barrier.id, "a barrier without a lease is not acknowledged: the answers would stay for ever");
+            if self.log.admits() {
+                warn!(barrier = %barrier.id, "a barrier without a lease is not acknowledged: the answers would stay for ever");
+            }
             return;
         }
         if self.new.len() >= MOST_WAITING {
-            warn!(barrier = %barrier.id, "more than {MOST_WAITING} barriers wait; this one is not acknowledged");
+            if self.log.admits() {
+                warn!(barrier = %barrier.id, "{MOST} barriers are being answered and {MOST_WAITING} wait: this one is never acknowledged");
+            }
             return;
         }
         let place = (barrier.revision, barrier.id.clone());
         self.new.insert(place, barrier);
+    }
+
+    /// Ends when [`publish`](Self::publish) has something to log.
+    pub(super) async fn due(&self) {
+        self.log.due().await;
     }
 
     /// One of the fleet's keys is gone.
@@ -81,6 +91,9 @@ impl Barriers {
 
     /// Tells readers, if there is news; the table that covers it is the current one already.
     pub(super) fn publish(&mut self, live: &Live, rejections: &Rejections, held: &Held) {
+        if let Some(barriers) = self.log.take_owed() {
+            warn!(barriers, "further barriers are not acknowledged");
+        }
         while self.open.len() < MOST
             && let Some((_, mut barrier)) = self.new.pop_first()
         {
@@ -109,13 +122,16 @@ fn rejection(question: &Question, rejections: &Rejections, held: &Held) -> Optio
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use bytes::Bytes;
 
-    use super::*;
+    use super::{
+        super::log_limit::{LINES, tests::logged},
+        *,
+    };
     use crate::live::Status;
 
-    fn live() -> Arc<Live> {
+    pub(in super::super) fn live() -> Arc<Live> {
         Live::new(Status {
             kind: "etcd",
             connected: true,
@@ -224,5 +240,26 @@ mod tests {
         barriers.put("/hosts/", &forever);
         barriers.publish(&live, &rejections, &Held::default());
         assert!(open(&live).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_those_that_are_not_answered_is_a_few_lines() {
+        let (live, rejections) = (live(), Rejections::default());
+        let mut barriers = Barriers::default();
+        let lines = logged(|| {
+            for id in 0..500 {
+                let forever = Entry {
+                    lease: 0,
+                    ..barrier(&id.to_string())
+                };
+                barriers.put("/hosts/", &forever);
+                barriers.publish(&live, &rejections, &Held::default());
+            }
+        });
+        assert_eq!(lines.len(), LINES);
+        barriers.due().await;
+        let lines = logged(|| barriers.publish(&live, &rejections, &Held::default()));
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert!(lines[0].contains("further barriers are not acknowledged barriers=480"));
     }
 }

@@ -3,20 +3,20 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::super::Entry;
+use super::{
+    super::Entry,
+    log_limit::{LogLimit, quoted},
+};
 use crate::live::{Live, Rejected, RejectedKeys};
 use crate::{route::Revision, telemetry::metrics::Metrics};
 
 /// How many are shown; further ones are counted.
 pub(super) const SHOWN: usize = 10_000;
 
-/// How many are logged between two swaps; a whole bad prefix would drown everything else.
-const LOGGED: usize = 100;
-
 /// Longest piece of a key that is shown, in bytes: a bad one may be of any length.
-const SHOWN_KEY: usize = 4096;
+const SHOWN_KEY: usize = 1024;
 
 /// Longest reason, in characters: it may quote a value.
 const SHOWN_REASON: usize = 1000;
@@ -24,29 +24,40 @@ const SHOWN_REASON: usize = 1000;
 /// Every rejected key, and whether readers know.
 #[derive(Default)]
 pub(super) struct Rejections {
-    keys: BTreeMap<Bytes, Rejected>,
+    keys: BTreeMap<Bytes, Arc<Rejected>>,
     is_changed: bool,
-    logged: usize,
+    log: LogLimit,
 }
 
 impl Rejections {
     /// Notes and logs one, unless it is known.
     pub(super) fn add(&mut self, key: &Bytes, rejected: Rejected) {
-        if self.keys.get(key) == Some(&rejected) {
+        let known = self.keys.get(key);
+        if known.is_some_and(|known| **known == rejected) {
             return;
         }
-        self.logged += 1;
-        if self.logged <= LOGGED {
-            warn!(
-                key = rejected.key,
-                mod_revision = rejected.mod_revision,
-                last_good_in_force = rejected.last_good_in_force,
-                "key rejected: {}",
-                rejected.reason
-            );
+        let Rejected {
+            mod_revision,
+            last_good_in_force,
+            ..
+        } = rejected;
+        // Some are written again and again, such as the pulse of a fleet whose prefix lies within ours.
+        let is_told = known.is_some_and(|known| {
+            known.reason == rejected.reason && known.last_good_in_force == last_good_in_force
+        });
+        let (shown, reason) = (quoted(&rejected.key), quoted(&rejected.reason));
+        if is_told {
+            debug!(key = %shown, mod_revision, "key rejected as before: {reason}");
+        } else if self.log.admits() {
+            warn!(key = %shown, mod_revision, last_good_in_force, "key rejected: {reason}");
         }
         self.is_changed = true;
-        self.keys.insert(key.clone(), rejected);
+        self.keys.insert(key.clone(), Arc::new(rejected));
+    }
+
+    /// Ends when [`publish`](Self::publish) has something to log.
+    pub(super) async fn due(&self) {
+        self.log.due().await;
     }
 
     /// The key is good, or gone.
@@ -73,13 +84,9 @@ impl Rejections {
 
     /// Tells readers, if there is news.
     pub(super) fn publish(&mut self, live: &Live, metrics: &Metrics) {
-        if self.logged > LOGGED {
-            warn!(
-                keys = self.logged - LOGGED,
-                "further keys rejected; /api/rejected lists them"
-            );
+        if let Some(keys) = self.log.take_owed() {
+            warn!(keys, "further keys rejected; /api/rejected lists them");
         }
-        self.logged = 0;
         if !std::mem::take(&mut self.is_changed) {
             return;
         }
@@ -94,8 +101,12 @@ impl Rejections {
 /// A rejection of `entry` for `reason`.
 pub(super) fn rejected(entry: &Entry, reason: impl ToString, last_good_in_force: bool) -> Rejected {
     let shown = &entry.key[..entry.key.len().min(SHOWN_KEY)];
+    let mut key = String::from_utf8_lossy(shown).into_owned();
+    if shown.len() < entry.key.len() {
+        key.push('\u{2026}');
+    }
     Rejected {
-        key: String::from_utf8_lossy(shown).into_owned(),
+        key,
         reason: shown_reason(&reason.to_string()),
         mod_revision: entry.mod_revision,
         last_good_in_force,
@@ -113,4 +124,60 @@ fn shown_reason(reason: &str) -> String {
         shown.push('\u{2026}');
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            barriers::tests::live,
+            log_limit::{LINES, tests::logged},
+        },
+        *,
+    };
+
+    fn add(rejections: &mut Rejections, key: &str, reason: &str, mod_revision: Revision) {
+        let entry = Entry {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::new(),
+            mod_revision,
+            lease: 0,
+        };
+        let rejected = rejected(&entry, reason, false);
+        rejections.add(&entry.key, rejected);
+    }
+
+    #[test]
+    fn a_key_that_is_written_again_is_logged_again_only_for_another_reason() {
+        let mut rejections = Rejections::default();
+        let lines = logged(|| {
+            for (reason, mod_revision) in [("bad", 1), ("bad", 2), ("worse", 3), ("bad", 4)] {
+                add(&mut rejections, "/hosts/x", reason, mod_revision);
+            }
+        });
+        assert_eq!(lines.len(), 3, "{lines:#?}");
+        assert_eq!(rejections.mod_revision(b"/hosts/x"), Some(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_rejections_is_a_few_short_lines() {
+        let mut rejections = Rejections::default();
+        let (live, metrics) = (live(), Metrics::new());
+        let lines = logged(|| {
+            for number in 0..500 {
+                let key = format!("/hosts/{number}/{}", "x".repeat(4000));
+                add(&mut rejections, &key, &key, number);
+                rejections.publish(&live, &metrics);
+            }
+        });
+        assert_eq!(lines.len(), LINES);
+        assert!(lines.iter().all(|line| line.len() < 1000), "{lines:#?}");
+        rejections.due().await;
+        let lines = logged(|| rejections.publish(&live, &metrics));
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].contains("further keys rejected; /api/rejected"));
+        assert!(lines[0].contains("keys=480"), "{}", lines[0]);
+        let shown = live.rejected.load();
+        assert!(shown.shown.iter().all(|rejected| rejected.key.len() < 1100));
+    }
 }
