@@ -39,8 +39,15 @@ pub struct EtcdUser {
 pub enum Password {
     /// `--etcd-password-file`, read at every login, so that it can be rotated.
     File(PathBuf),
-    /// From the environment.
+    /// From the environment, or from a pipe, which gives it once.
     Text(String),
+}
+
+impl Password {
+    /// The password in the text of a file: all but the end of its last line.
+    pub fn of_file(text: &str) -> String {
+        text.trim_end_matches(['\r', '\n']).to_owned()
+    }
 }
 
 impl std::fmt::Debug for Password {

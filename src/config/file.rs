@@ -1,17 +1,21 @@
 //! `--config FILE`: TOML whose keys are the flags of `serve`. Each value goes through the parser of its flag, so that
 //! flag, environment and file can't differ in what they accept.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Arg, ArgMatches, Args, Command, parser::ValueSource};
 use toml::de::{DeTable, DeValue};
 
-use super::ServeArgs;
+use super::{
+    ServeArgs,
+    small_file::{self, SmallFile},
+};
 
 /// What the file gives, one key each, leaving out what `matches` has from flags or the environment.
 pub(super) fn read(path: &Path, matches: &ArgMatches) -> anyhow::Result<Vec<ArgMatches>> {
-    let text = fs::read_to_string(path)
+    let text = small_file::read(path)
+        .and_then(SmallFile::text)
         .with_context(|| format!("--config: could not read {}", path.display()))?;
     parse(&text, matches).map_err(|problem| {
         let line = text[..problem.offset].matches('\n').count() + 1;

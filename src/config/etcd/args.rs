@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    super::Usage, CertificateFiles, EtcdConfig, EtcdUser, Password, is_https, normalise_endpoint,
+    super::{Usage, small_file},
+    CertificateFiles, EtcdConfig, EtcdUser, Password, is_https, normalise_endpoint,
     normalise_prefix,
 };
 
@@ -224,9 +225,12 @@ impl EtcdArgs {
             "--etcd-user (or ETCDCTL_USER) has an empty name"
         );
         let password = if let Some(path) = &self.etcd_password_file {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("--etcd-password-file {}", path.display()))?;
-            Password::File(path.clone())
+            let in_file = || format!("--etcd-password-file {}", path.display());
+            let file = small_file::read(path).with_context(in_file)?;
+            match (file.is_pipe, file.text().with_context(in_file)?) {
+                (false, _) => Password::File(path.clone()),
+                (true, text) => Password::Text(Password::of_file(&text)),
+            }
         } else if let Some(password) = inline_password.or_else(|| env("ETCDCTL_PASSWORD")) {
             Password::Text(password)
         } else {

@@ -7,7 +7,10 @@ use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::fault::Fault;
-use crate::config::{EtcdConfig, Password};
+use crate::config::{
+    EtcdConfig, Password,
+    small_file::{self, SmallFile},
+};
 
 /// How to speak TLS with etcd.
 ///
@@ -46,20 +49,24 @@ pub(super) fn tls_options(config: &EtcdConfig) -> anyhow::Result<TlsOptions> {
 pub(super) async fn read_password(password: &Password) -> Result<String, Fault> {
     match password {
         Password::Text(text) => Ok(text.clone()),
-        Password::File(path) => match tokio::fs::read_to_string(path).await {
-            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(error) => {
-                let path = path.display();
-                Err(Fault::Refused(format!(
-                    "--etcd-password-file {path}: {error}"
-                )))
+        Password::File(path) => {
+            let name = path.display().to_string();
+            let path = path.clone();
+            let read = move || small_file::read(&path).and_then(SmallFile::text);
+            let read = tokio::task::spawn_blocking(read).await;
+            match read.unwrap_or_else(|ended| Err(ended.into())) {
+                Ok(text) => Ok(Password::of_file(&text)),
+                Err(error) => Err(Fault::Refused(format!(
+                    "--etcd-password-file {name}: {error}"
+                ))),
             }
-        },
+        }
     }
 }
 
 fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
+    let file = small_file::read(path).with_context(|| format!("{flag} {}", path.display()))?;
+    Ok(file.bytes)
 }
 
 fn check_pem(
