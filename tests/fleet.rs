@@ -96,6 +96,7 @@ async fn too_few_instances_are_no_success() {
     let put = run(&etcd, &["put", "a.test", "a:80", "--wait"]).await;
     assert_eq!(put.code, Some(1));
     assert!(put.stderr.contains("no instance is registered"), "{put:?}");
+    assert!(put.stderr.ends_with("; the key stays put\n"), "{put:?}");
     assert_eq!(
         below(&etcd, "/hosts/a.test/").await.len(),
         1,

@@ -39,7 +39,8 @@ use crate::{
 /// upstreams that don't answer a TCP connect from here (those that get no requests, weight 0 or drained, are not
 /// asked; nor is any after a minute).
 ///
-/// Notes are no problems: hosts that hide a wider one, so that some paths get 404.
+/// Notes are no problems: hosts that hide a wider one, so that some paths get 404; values that begin with {
+/// and are no JSON object, so that they mean defaults.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -219,6 +220,7 @@ impl Report {
             self.problems.push(format!("{key}: {}", rejected.reason));
         }
         self.problems.extend(routes.problems().iter().map(line));
+        self.notes.extend(routes.broken_objects().iter().map(line));
         self.notes.extend(routes.hidden().iter().map(line));
     }
 

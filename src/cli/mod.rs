@@ -41,6 +41,7 @@ use crate::config::Usage;
     version,
     subcommand_required = true,
     arg_required_else_help = true,
+    max_term_width = 120,
     after_help = "\
 Examples:
   waypost demo                                      see it work, with nothing to install
@@ -104,9 +105,34 @@ pub fn run() -> ExitCode {
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<ArgMatches, clap::Error> {
-    Cli::command()
-        .mut_subcommands(|command| command.mut_args(without_empty_environment))
-        .try_get_matches_from(arguments)
+    command().try_get_matches_from(arguments)
+}
+
+fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        let closing = command.get_after_help().map(ToString::to_string);
+        let command = command.mut_args(without_empty_environment);
+        match closing {
+            Some(closing) => command.after_help(unwrapped(&closing)),
+            None => command,
+        }
+    })
+}
+
+/// With one line for each paragraph: clap breaks it where the terminal ends. Examples, which are indented, stay as
+/// they are.
+fn unwrapped(text: &str) -> String {
+    let mut unwrapped = String::with_capacity(text.len());
+    let mut goes_on = false;
+    for line in text.lines() {
+        let is_prose = !line.is_empty() && !line.starts_with(' ');
+        if !unwrapped.is_empty() {
+            unwrapped.push(if goes_on && is_prose { ' ' } else { '\n' });
+        }
+        unwrapped.push_str(line);
+        goes_on = is_prose;
+    }
+    unwrapped
 }
 
 /// `WAYPOST_LISTEN=` means the same as none: docker-compose passes variables on that way.
@@ -189,6 +215,26 @@ mod tests {
                 help.is_some_and(|help| help.contains("waypost ")),
                 "{name} has no examples"
             );
+        }
+    }
+
+    #[test]
+    fn help_breaks_its_closing_words_only_where_the_terminal_ends() {
+        const WIDTH: usize = 80;
+        let mut command = command().term_width(WIDTH);
+        command.build();
+        for command in command.get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            let lines: Vec<_> = help.lines().collect();
+            for pair in lines.windows(2) {
+                let [first, second] = [pair[0], pair[1]];
+                let is_prose = |line: &str| line.starts_with(|c: char| c.is_ascii_alphabetic());
+                let next = second.split(' ').next().unwrap_or_default();
+                assert!(
+                    !is_prose(first) || !is_prose(second) || first.len() + next.len() >= WIDTH,
+                    "{first}\n{second}"
+                );
+            }
         }
     }
 

@@ -66,6 +66,9 @@ impl Routes {
     }
 }
 
+/// Widest name of a route in the table, in characters. `--json` has all of it.
+const WIDEST: usize = 80;
+
 /// Columns, wide enough for what is in them.
 fn table(routes: &[Value], with_head: bool) -> String {
     let head = ["ROUTE", "BALANCE", "UPSTREAMS"].map(str::to_owned);
@@ -74,17 +77,28 @@ fn table(routes: &[Value], with_head: bool) -> String {
         let members = route["members"].as_array().map_or(&[][..], Vec::as_slice);
         let upstreams: Vec<_> = members.iter().map(upstream).collect();
         [
-            text(&route["name"]),
+            cut(&text(&route["name"])),
             text(&route["balance"]),
             upstreams.join(", "),
         ]
     });
     let rows: Vec<_> = with_head.then_some(head).into_iter().chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let width = |column: usize| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or(0)
+    };
     let (name, balance) = (width(0), width(1));
     rows.iter()
         .map(|row| format!("{:name$}  {:balance$}  {}\n", row[0], row[1], row[2]))
         .collect()
+}
+
+/// One of a thousand characters must not make the column so wide.
+fn cut(name: &str) -> String {
+    match name.char_indices().nth(WIDEST) {
+        Some(_) => name.chars().take(WIDEST - 1).chain(['\u{2026}']).collect(),
+        None => name.to_owned(),
+    }
 }
 
 fn upstream(member: &Value) -> String {
@@ -119,6 +133,21 @@ mod tests {
             "ROUTE              BALANCE      UPSTREAMS\n\
              a.test             random       10.0.0.1:80 x5, app:80 (no address known)\n\
              long.example.test  round-robin  \n"
+        );
+    }
+
+    #[test]
+    fn a_very_long_name_is_cut() {
+        let named = |name: &str| json!({"name": name, "balance": "random", "members": []});
+        let fits = "\u{e4}".repeat(WIDEST);
+        let long = "a".repeat(4000);
+        let routes = [named(&fits), named(&long)];
+        assert_eq!(
+            table(&routes, false),
+            format!(
+                "{fits}  random  \n{}\u{2026}  random  \n",
+                &long[..WIDEST - 1]
+            )
         );
     }
 }

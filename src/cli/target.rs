@@ -27,6 +27,10 @@ impl Target {
     pub(super) fn parse(prefix: &str, host_and_path: &str, upstream: &str) -> Result<Self> {
         let typed = typed(prefix, host_and_path, upstream)?;
         let route = host_and_path.trim_end_matches('/');
+        ensure!(
+            upstream.contains(':') || upstream.starts_with('@') || upstream.is_empty(),
+            "UPSTREAM {upstream:?} is no upstream: its port is missing, as in {upstream}:80"
+        );
         let parsed =
             key::parse(prefix, typed.as_bytes()).with_context(|| format!("{route} {upstream}"))?;
         let (key, is_settings) = match parsed {
@@ -82,6 +86,13 @@ pub(super) fn typed(prefix: &str, host_and_path: &str, upstream: &str) -> Result
         !route.starts_with('@'),
         "HOST {route:?} starts with \"@\", which is kept for Waypost's own keys"
     );
+    if let Some((scheme, rest)) = route.split_once("://") {
+        bail!("HOST {route:?} has a scheme, which no key has: leave out {scheme}://, as in {rest}");
+    }
+    ensure!(
+        !route.starts_with('/'),
+        "HOST {route:?} begins with a slash: the host comes first, as in blog.example.com{route}"
+    );
     // Else `a b/c:80` would silently be taken for `a/b c:80`.
     ensure!(
         !upstream.contains('/'),
@@ -125,7 +136,21 @@ mod tests {
             ("", "a:80", None, "HOST is empty"),
             ("@waypost", "a:80", None, "Waypost's own"),
             ("a", "b/c:80", None, "behind the host"),
-            ("a", "b", None, "no upstream"),
+            (
+                "a",
+                "b",
+                None,
+                "no upstream: its port is missing, as in b:80",
+            ),
+            ("a", "127.0.0.1", None, "as in 127.0.0.1:80"),
+            ("a", "", None, "empty segment"),
+            (
+                "http://a.test",
+                "b:80",
+                None,
+                "leave out http://, as in a.test",
+            ),
+            ("/blog", "b:80", None, "begins with a slash"),
             ("a", "b:99999", None, "port"),
             ("a", "@setings", None, "@settings"),
             ("a//b", "c:80", None, "empty segment"),

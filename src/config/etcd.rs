@@ -78,7 +78,10 @@ pub fn normalise_prefix(prefix: &str) -> Result<String> {
     }
     // Below `/waypost<prefix>` and `<prefix>@waypost/` each fleet keeps its own keys.
     let mut names = segments.split('/');
-    if segments.starts_with("waypost/") || segments == "waypost" || names.any(|name| name == "@waypost") {
+    if segments.starts_with("waypost/")
+        || segments == "waypost"
+        || names.any(|name| name == "@waypost")
+    {
         return Err(Usage::error(&format!(
             "--prefix {prefix:?} lies where fleets keep their own keys, /waypost/ and PREFIX/@waypost/: name another prefix, such as /hosts/"
         )));

@@ -147,10 +147,10 @@ impl Report {
     pub fn problems(&self, subject: &Subject<'_>) -> Vec<String> {
         let mut problems = Vec::new();
         match subject.expect {
-            _ if self.instances == 0 => problems.push(
-                "no instance is registered, so nobody vouches for it (is `waypost serve` running with this etcd and --prefix?)"
-                    .to_owned(),
-            ),
+            _ if self.instances == 0 => problems.push(format!(
+                "no instance is registered, so nobody vouches for it (is `waypost serve` running with this etcd and --prefix?); {}",
+                subject.stays
+            )),
             Some(expect) if self.instances < expect => problems.push(format!(
                 "{} registered, but --expect says {expect}: the others may {}",
                 instances(self.instances),
@@ -304,7 +304,9 @@ mod tests {
             ]
         );
         let nobody = Tally::of([]).report(None);
-        assert!(nobody.problems(&SUBJECT)[0].contains("no instance is registered"));
+        let problems = nobody.problems(&SUBJECT);
+        assert!(problems[0].starts_with("no instance is registered"));
+        assert!(problems[0].ends_with("; the key stays deleted"));
     }
 
     #[test]

@@ -179,6 +179,10 @@ mod tests {
                 "names no upstream; write /hosts/blog.example.com/<ip>:<port>",
             ),
             ("/hosts/blog.example.com/api", "names no upstream"),
+            (
+                "/hosts/blog.example.com/10.0.0.7",
+                "\"10.0.0.7\" lacks its port",
+            ),
             ("/hosts/", "empty segment"),
             ("/hosts//10.0.0.7:80", "empty segment"),
             ("/hosts/a//10.0.0.7:80", "empty segment"),

@@ -11,6 +11,9 @@ use crate::upstream::{Protocol, TlsOptions};
 pub(super) const MAX_VALUE: usize = 64 * 1024;
 const MAX_WEIGHT: u32 = 65_535;
 
+/// Fields and variants that are [not supported yet](BadValue::NotSupportedYet).
+const LATER: [&str; 3] = ["backup", "max_requests", "h2"];
+
 /// The options of one upstream in one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamOptions {
@@ -30,6 +33,13 @@ impl Default for UpstreamOptions {
             protocol: Protocol::Http1,
         }
     }
+}
+
+/// Why a value that begins like a JSON object is none, and means defaults like any other text: perhaps a slip.
+pub fn broken_object(value: &[u8]) -> Option<serde_json::Error> {
+    let begins_like_one = value.trim_ascii_start().first() == Some(&b'{');
+    let parsed = begins_like_one.then(|| serde_json::from_slice::<de::IgnoredAny>(value));
+    parsed?.err()
 }
 
 /// Why a value is rejected.
@@ -135,7 +145,7 @@ impl UpstreamOptions {
         if !is_json_object(value) {
             return Ok(Self::default());
         }
-        from_json::<Written>(value)?.finish()
+        from_json::<Written>(value, &LATER)?.finish()
     }
 }
 
@@ -217,6 +227,30 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_begins_like_an_object_and_is_none_is_told_apart() {
+        for (value, problem) in [
+            ("", None),
+            ("up", None),
+            ("[1", None),
+            ("{}", None),
+            (" {\"weight\": 5}", None),
+            (
+                " {weight: 5}",
+                Some("key must be a string at line 1 column 3"),
+            ),
+            ("{\n\"weight\": 5", Some("line 2")),
+            ("{} x", Some("trailing characters")),
+        ] {
+            let found = broken_object(value.as_bytes()).map(|error| error.to_string());
+            let is_so = match (&found, problem) {
+                (Some(found), Some(problem)) => found.contains(problem),
+                (found, problem) => found.is_none() && problem.is_none(),
+            };
+            assert!(is_so, "{value}: {found:?}");
+        }
+    }
+
+    #[test]
     fn options_are_read() {
         for (value, weight, tls) in [
             (r#"{"weight": 5}"#, 5, None),
@@ -252,7 +286,10 @@ mod tests {
                 r#"{"weight": 65536}"#,
                 "weight: invalid value: integer `65536`, expected a whole number",
             ),
-            (r#"{"wieght": 5}"#, "unknown field `wieght`"),
+            (
+                r#"{"wieght": 5}"#,
+                "unknown field `wieght`, expected one of `weight`, `tls`, `protocol`, `drain` at line 1",
+            ),
             (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
             (r#"{"tls": 5}"#, "tls: expected true, false"),
             (r#"{"tls": []}"#, "tls: expected true, false"),
@@ -265,7 +302,14 @@ mod tests {
                 "tls.sni: \"a b\" is no host name",
             ),
             (r#"{"tls": {"cert": "x"}}"#, "tls: expected true, false"),
-            (r#"{"protocol": "h3"}"#, "protocol: unknown variant `h3`"),
+            (
+                r#"{"protocol": "h3"}"#,
+                "protocol: unknown variant `h3`, expected `http1` at line 1",
+            ),
+            (
+                r#"{"a, expected `b`": 5}"#,
+                "unknown field `a, expected `b``, expected one of `weight`",
+            ),
             (
                 r#"{"protocol": "h2"}"#,
                 "\"protocol\": \"h2\" is not supported yet",

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     str::FromStr,
@@ -34,6 +34,9 @@ pub enum BadAddress {
         "{0:?} is no upstream: expected ip:port, [ipv6]:port, name:port, or unix: and a percent-encoded path"
     )]
     Shape(String),
+    /// `10.0.0.7`, which lacks its port.
+    #[error("upstream {0:?} lacks its port: write {0}:80, or whichever it is")]
+    NoPort(String),
     /// Not 1 to 65535.
     #[error("upstream {0:?} has no valid port: 1 to 65535 are")]
     Port(String),
@@ -64,7 +67,7 @@ impl FromStr for Address {
         let (host, port) = text
             .rsplit_once(':')
             .filter(|(host, _)| !host.is_empty())
-            .ok_or_else(|| BadAddress::Shape(text.to_owned()))?;
+            .ok_or_else(|| without_port(text))?;
         if host.contains(':') && !host.starts_with('[') {
             return Err(BadAddress::Brackets(text.to_owned()));
         }
@@ -96,6 +99,14 @@ impl fmt::Display for Address {
     }
 }
 
+/// Only what is certainly a host: any other word may be meant as something else.
+fn without_port(text: &str) -> BadAddress {
+    match text.parse::<Ipv4Addr>() {
+        Ok(_) => BadAddress::NoPort(text.to_owned()),
+        Err(_) => BadAddress::Shape(text.to_owned()),
+    }
+}
+
 /// Digits alone: the `+80` that `u16` would parse is none.
 fn parse_port(text: &str) -> Option<u16> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -124,7 +135,7 @@ fn name(text: &str) -> Option<Box<str>> {
         .rsplit('.')
         .next()
         .is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
-    let is_ipv4 = name.parse::<std::net::Ipv4Addr>().is_ok();
+    let is_ipv4 = name.parse::<Ipv4Addr>().is_ok();
     let is_valid = name.len() <= 253 && name.split('.').all(is_label);
     (is_valid && (is_ipv4 || !last_is_number)).then(|| name.into())
 }

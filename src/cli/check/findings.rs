@@ -7,7 +7,7 @@ use crate::{
     route::{
         HostPattern, PathPrefix, RouteId,
         entry::{self, Meaning},
-        value::UpstreamOptions,
+        value::{UpstreamOptions, broken_object},
     },
     source::Entry,
     upstream::Address,
@@ -26,6 +26,8 @@ pub(super) struct Finding {
 #[derive(Default)]
 pub(super) struct Routes<'e> {
     routes: BTreeMap<RouteId, Keys<'e>>,
+    /// Keys of upstreams whose value begins like a JSON object and is none.
+    broken_objects: Vec<(&'e [u8], serde_json::Error)>,
 }
 
 /// The keys of one route, in key order.
@@ -48,6 +50,8 @@ impl<'e> Routes<'e> {
                 }) => {
                     let keys = routes.routes.entry(route).or_default();
                     keys.upstreams.push((&entry.key, address, options));
+                    let broken = broken_object(&entry.value).map(|error| (&*entry.key, error));
+                    routes.broken_objects.extend(broken);
                 }
                 Ok(Meaning::Settings { route, .. }) => {
                     let keys = routes.routes.entry(route).or_default();
@@ -114,6 +118,15 @@ impl<'e> Routes<'e> {
             }
         };
         hidden.into_iter().map(finding).collect()
+    }
+
+    /// Values that seem to be options, and mean defaults like any other text that is no JSON object.
+    pub(super) fn broken_objects(&self) -> Vec<Finding> {
+        let finding = |(key, error): &(&[u8], serde_json::Error)| Finding {
+            subject: plain(key),
+            reason: format!("the value means defaults; was it to be JSON? {error}"),
+        };
+        self.broken_objects.iter().map(finding).collect()
     }
 
     /// The upstreams that get requests, and the keys that name each.
@@ -281,6 +294,23 @@ mod tests {
         for (line, start) in found.iter().zip(starts) {
             assert!(line.starts_with(start), "{line}");
         }
+    }
+
+    #[test]
+    fn values_that_seem_to_be_options_and_are_none_are_noted() {
+        let entries = entries(&[
+            ("/hosts/a/b:80", "{weight: 5}"),
+            ("/hosts/a/c:80", r#"{"weight": 5}"#),
+            ("/hosts/a/d:80", "up"),
+            ("/hosts/b/@settings", "{weight: 5}"),
+            ("/hosts/b/x", "{weight: 5}"),
+        ]);
+        assert_eq!(
+            lines(Routes::of("/hosts/", &entries).broken_objects()),
+            [
+                "/hosts/a/b:80: the value means defaults; was it to be JSON? key must be a string at line 1 column 2"
+            ]
+        );
     }
 
     #[test]

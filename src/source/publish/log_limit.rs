@@ -108,9 +108,8 @@ pub(super) mod tests {
     #[tokio::test(start_paused = true)]
     async fn of_a_flood_the_first_are_logged_and_the_others_counted() {
         let mut limit = LogLimit::default();
-        let admitted = |limit: &mut LogLimit, lines: usize| {
-            (0..lines).filter(|_| limit.admits()).count()
-        };
+        let admitted =
+            |limit: &mut LogLimit, lines: usize| (0..lines).filter(|_| limit.admits()).count();
         assert_eq!(admitted(&mut limit, LINES - 1), LINES - 1);
         assert_eq!(limit.take_owed(), None);
         assert_eq!(admitted(&mut limit, 6), 1);
