@@ -49,6 +49,7 @@ mod register_command;
 mod rollback;
 mod routes_live;
 mod snapshot;
+mod snapshot_file;
 mod start_up;
 mod support;
 mod torn_reads;

@@ -14,6 +14,7 @@ pub mod process;
 pub mod register;
 pub mod rig;
 pub mod sample;
+pub mod snapshot;
 pub mod soak;
 pub mod tls;
 pub mod waypost;
