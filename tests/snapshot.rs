@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 use etcd_client::TxnOp;
 
 use crate::support::{
+    fleet::below,
     snapshot::{Place, end, status, until_status, until_written},
     waypost::{eventually, get},
 };
@@ -252,4 +253,22 @@ async fn what_was_deleted_and_compacted_since_is_deleted() {
         (200, 404)
     );
     assert_eq!(second.metric("waypost_held_deletes", &[]).await, 0.0);
+}
+
+/// Whoever waits for a change counts on those who may serve the routes before it, be they from a disk.
+#[tokio::test]
+async fn the_snapshot_is_served_by_who_is_registered_though_members_are_dead() {
+    let place = Place::new().await;
+    let revision = place.put("a.test", "").await;
+    let first = place.builder().start().await;
+    until_written(&first, revision).await;
+    end(first).await;
+    let mut endpoints = vec!["http://127.0.0.1:1".to_owned(); 2];
+    endpoints.extend(place.etcd.endpoints());
+    for _ in 0..5 {
+        let instance = place.builder().etcd(&endpoints).start().await;
+        let registered = below(&place.etcd, "/waypost/hosts/instances/").await;
+        assert_eq!(registered.len(), 1, "{}", instance.log().text());
+        end(instance).await;
+    }
 }

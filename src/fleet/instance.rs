@@ -89,19 +89,27 @@ impl Instance {
     /// Ends when this instance is registered, etcd refuses that, or 4 s are over: before that, routes are not to be
     /// read.
     pub fn tried(&self) -> impl Future<Output = ()> + use<> {
-        self.until(is_decided)
-    }
-
-    /// Ends when this instance is registered, the first attempt failed, or 4 s are over: before that, routes that are on
-    /// disk are not to be served. Without etcd nobody waits for this instance, so they need not wait for it either.
-    pub fn tried_once(&self) -> impl Future<Output = ()> + use<> {
-        self.until(|standing| !matches!(standing, Standing::New))
-    }
-
-    fn until(&self, is_enough: fn(&Standing) -> bool) -> impl Future<Output = ()> + use<> {
         let mut standing = self.standing.clone();
         async move {
-            let _ = timeout(REGISTER_TIME, standing.wait_for(is_enough)).await;
+            let _ = timeout(REGISTER_TIME, standing.wait_for(is_decided)).await;
+        }
+    }
+
+    /// Ends as [`tried`](Self::tried) does, or when as many attempts failed as there are members: before that, routes that
+    /// are on disk are not to be served. Where no member answers nobody can wait for this instance, nor need it for them.
+    pub fn tried_by(&self, members: usize) -> impl Future<Output = ()> + use<> {
+        let mut standing = self.standing.clone();
+        async move {
+            let tries = async {
+                let mut failures = 0;
+                while !is_decided(&standing.borrow_and_update()) && failures < members {
+                    if standing.changed().await.is_err() {
+                        return;
+                    }
+                    failures += 1;
+                }
+            };
+            let _ = timeout(REGISTER_TIME, tries).await;
         }
     }
 

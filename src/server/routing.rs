@@ -31,8 +31,8 @@ pub(super) struct Routing {
     source: Source,
     publisher: Publisher,
     disk: Option<Disk>,
-    /// Whether the publisher has routes to begin with.
-    is_restoring: bool,
+    /// If the publisher has routes to begin with: how many members of etcd may know better.
+    restoring: Option<usize>,
     live: Arc<Live>,
     metrics: Arc<Metrics>,
 }
@@ -56,12 +56,12 @@ impl Routing {
             config.balance,
             Names::start(),
         );
-        let (mut disk, mut is_restoring) = (None, false);
+        let (mut disk, mut restoring) = (None, None);
         if let Some(path) = &config.snapshot {
             let (opened, stored) = read(Disk::open(path, &config.prefix)?).await?;
             disk = Some(opened);
             if let Some(stored) = stored {
-                is_restoring = true;
+                restoring = Some(members(&config.source));
                 serve_stale(live, &stored);
                 source = source.resuming(&stored);
                 publisher = publisher.restoring(stored);
@@ -71,7 +71,7 @@ impl Routing {
             source,
             publisher,
             disk,
-            is_restoring,
+            restoring,
             live: live.clone(),
             metrics: metrics.clone(),
         })
@@ -94,7 +94,7 @@ impl Routing {
             source,
             mut publisher,
             disk,
-            is_restoring,
+            restoring,
             live,
             metrics,
         } = self;
@@ -105,7 +105,7 @@ impl Routing {
             writer = Some(Writer::start(disk, frames, metrics));
         }
         let (updates, received) = mpsc::channel(UPDATES);
-        let tried = instance.filter(|_| is_restoring).map(Instance::tried_once);
+        let tried = instance.and_then(|instance| Some(instance.tried_by(restoring?)));
         tasks.spawn(async move {
             if let Some(tried) = tried {
                 tried.await;
@@ -122,6 +122,13 @@ impl Routing {
             "source"
         });
         writer
+    }
+}
+
+fn members(source: &SourceConfig) -> usize {
+    match source {
+        SourceConfig::Etcd(etcd) => etcd.endpoints.len(),
+        SourceConfig::Directory(_) => 0,
     }
 }
 
