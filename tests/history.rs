@@ -273,6 +273,35 @@ async fn a_revision_that_etcd_is_long_about_is_told() {
     );
 }
 
+/// etcd sends a thousand revisions at once, in fragments that end amid one; values may be large.
+#[tokio::test]
+async fn a_history_of_large_values_is_read_in_whole_revisions_and_small_parts() {
+    let etcd = EtcdCluster::start(1).await;
+    let large = "x".repeat(400 << 10);
+    let mut last = 0;
+    for _ in 0..12 {
+        let puts = ["b", "c", "d"]
+            .map(|name| TxnOp::put(format!("/hosts/a.test/{name}:80"), large.clone(), None));
+        last = etcd.txn(puts).await;
+    }
+    let connector = Connector::new(etcd.config()).unwrap();
+    let connection = connector.answering("/hosts/").await.unwrap();
+    let mut past = connection.past("/hosts/", 1).await.unwrap();
+    let mut revisions = Vec::new();
+    while let Some(changes) = past.next().await.unwrap() {
+        let part: Vec<_> = (changes.iter())
+            .map(|past| past.change.mod_revision())
+            .collect();
+        assert!(part.len() <= 9, "that much is held at once: {part:?}");
+        assert_eq!(part.len() % 3, 0, "split: {part:?}");
+        revisions.extend(part);
+    }
+    let expected: Vec<_> = (last - 11..=last)
+        .flat_map(|revision| [revision; 3])
+        .collect();
+    assert_eq!(revisions, expected);
+}
+
 /// It puts watches together, ignores fragments, and never answers progress requests.
 #[tokio::test]
 async fn history_is_told_through_etcds_own_proxy() {

@@ -59,6 +59,8 @@ pub struct Past<'c> {
     watch: i64,
     question: Option<Question>,
     answers: u32,
+    /// The beginning of a revision whose end is still to come.
+    begun: Vec<PastChange>,
     /// The newest change that came.
     newest: Option<(Bytes, Revision)>,
     is_over: bool,
@@ -157,6 +159,7 @@ impl Connection {
             watch: 0,
             question: None,
             answers: 0,
+            begun: Vec::new(),
             newest: None,
             is_over: from > through,
         })
@@ -181,13 +184,15 @@ impl Past<'_> {
         self.first
     }
 
-    /// The next changes in their order, of one revision or of several, none of them split; `None` at the end.
+    /// The next changes in their order, of one revision or of several, none of them split; `None` at the end. etcd sends
+    /// a thousand revisions at once, in fragments: what is whole is given on, so that one fragment and one revision are
+    /// held at most.
     ///
     /// # Errors
     ///
     /// [`Fault::Compacted`] if compaction overtook the reading, besides those of any call.
     pub async fn next(&mut self) -> Result<Option<Vec<PastChange>>, Fault> {
-        let mut changes = Vec::new();
+        let mut changes = std::mem::take(&mut self.begun);
         while !self.is_over && self.answers < CONFIRMATIONS {
             let Some(response) = self.receive().await? else {
                 self.ask().await?;
@@ -209,9 +214,15 @@ impl Past<'_> {
             let Some(last) = changes.last().map(|past: &PastChange| &past.change) else {
                 continue;
             };
-            self.newest = Some((last.key().clone(), last.mod_revision()));
+            let revision = last.mod_revision();
+            self.newest = Some((last.key().clone(), revision));
             if !response.fragment {
-                self.is_over = last.mod_revision() >= self.through;
+                self.is_over = revision >= self.through;
+                return Ok(Some(changes));
+            }
+            let whole = changes.partition_point(|past| past.change.mod_revision() < revision);
+            if whole > 0 {
+                self.begun = changes.split_off(whole);
                 return Ok(Some(changes));
             }
         }
