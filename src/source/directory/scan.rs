@@ -59,16 +59,42 @@ pub(super) struct Scan {
     pub(super) directories: BTreeSet<DirectoryId>,
 }
 
+/// How often the tree is read anew because another one took its place meanwhile.
+const READS: u32 = 5;
+
 /// Reads the tree below `dir`; what changed since `known` changed at `revision`.
 ///
 /// # Errors
-/// `dir` itself cannot be read. What cannot be read below it is not gone for that: what is known of it stays.
+/// `dir` itself cannot be read, or was taken away meanwhile. What cannot be read below it is not gone for that: what is
+/// known of it stays.
 pub(super) fn scan(
     dir: &Path,
     prefix: &str,
     known: &Files,
     revision: Revision,
 ) -> io::Result<Scan> {
+    for _ in 0..READS {
+        let (scan, read) = read(dir, prefix, known, revision)?;
+        // Else what seems to be gone may be where the directory is now, or half of it is of another one.
+        if read == root(dir)? {
+            return Ok(scan);
+        }
+    }
+    let reason = "it was exchanged again and again while it was read";
+    Err(io::Error::other(format!("{}: {reason}", dir.display())))
+}
+
+fn root(dir: &Path) -> io::Result<DirectoryId> {
+    Ok(id(&fs::metadata(dir).map_err(|error| named(dir, &error))?))
+}
+
+/// Reads it once; and which directory that was, or began as.
+fn read(
+    dir: &Path,
+    prefix: &str,
+    known: &Files,
+    revision: Revision,
+) -> io::Result<(Scan, DirectoryId)> {
     let mut walk = Walk {
         known,
         revision,
@@ -80,12 +106,12 @@ pub(super) fn scan(
         },
         above: Vec::new(),
     };
-    let id = id(&fs::metadata(dir).map_err(|error| named(dir, &error))?);
+    let id = root(dir)?;
     walk.scan.directories.insert(id);
     walk.directory(dir, prefix.as_bytes(), id)?;
     let mut scan = walk.scan;
     scan.is_changed |= known.keys().any(|key| !scan.files.contains_key(key));
-    Ok(scan)
+    Ok((scan, id))
 }
 
 /// The files as a source's entries.
@@ -265,6 +291,45 @@ mod tests {
         walk.directory(&host, b"/hosts/a.example/", (0, 0))
             .expect("readable");
         assert_eq!(walk.scan.files.len(), 1);
+    }
+
+    /// Taken away, or exchanged for one with other hosts, at another moment of the reading each time.
+    #[test]
+    fn a_tree_that_goes_while_it_is_read_is_seen_whole_or_not_at_all() {
+        const HOSTS: usize = 100;
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let [dir, away, other] = ["hosts", "away", "other"].map(|name| parent.path().join(name));
+        for (tree, name) in [(&dir, "a"), (&other, "b")] {
+            for number in 0..HOSTS {
+                let host = tree.join(format!("{name}{number}.example"));
+                fs::create_dir_all(&host).expect("a directory");
+                fs::write(host.join("10.0.0.1:80"), "").expect("a file");
+            }
+        }
+        let mv = |from: &Path, to: &Path| fs::rename(from, to).expect("it is there");
+        for round in 0..200 {
+            let is_exchanged = round % 2 == 1;
+            let read = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_micros(round * 20));
+                    mv(&dir, &away);
+                    if is_exchanged {
+                        mv(&other, &dir);
+                    }
+                });
+                scan(&dir, "/hosts/", &Files::new(), 1)
+            });
+            if let Ok(scan) = read {
+                let is_old = |key: &Bytes| key.starts_with(b"/hosts/a");
+                let old = scan.files.keys().filter(|key| is_old(key)).count();
+                let whole = (scan.files.len(), old % HOSTS);
+                assert_eq!(whole, (HOSTS, 0), "{old} of the old ones, round {round}");
+            }
+            if is_exchanged {
+                mv(&dir, &other);
+            }
+            mv(&away, &dir);
+        }
     }
 
     #[test]
