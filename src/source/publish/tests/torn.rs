@@ -10,7 +10,9 @@ use super::*;
 
 const FLIPS: i64 = 10_000;
 const LOOKS: u64 = 1_000_000;
-const READERS: u64 = 3;
+const READERS: usize = 3;
+/// Each reader sees more than so many, however slow the machine is.
+const TABLES: u64 = 500;
 /// Hosts that move together, from one upstream to the other and back.
 const HOSTS: [&str; 2] = ["a.example", "b.example"];
 const SIDES: [&str; 2] = ["10.0.0.1:80", "10.0.0.2:80"];
@@ -33,12 +35,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
             bench.updates.send(flip(revision)).await.expect("it runs");
         }
     }
-    let (looks, tables) = readers.finish();
-    assert!(looks >= LOOKS, "{looks} looks");
-    assert!(
-        tables > 1_000,
-        "{looks} looks saw only {tables} tables of {revision}"
-    );
+    readers.finish();
 }
 
 /// The transaction that makes this revision: every value in it tells which one it is.
@@ -78,43 +75,49 @@ fn weight_at(revision: Revision) -> u32 {
 struct Readers {
     stop: Arc<AtomicBool>,
     looks: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<u64>>,
+    /// How many tables each saw.
+    seen: [Arc<AtomicU64>; READERS],
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Readers {
     fn start(live: &Arc<Live>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let looks = Arc::new(AtomicU64::new(0));
-        let threads = (0..READERS).map(|_| {
+        let seen = [(); READERS].map(|()| Arc::default());
+        let threads = seen.iter().cloned().map(|seen| {
             let (live, stop, looks) = (live.clone(), stop.clone(), looks.clone());
-            thread::spawn(move || look(&live, &stop, &looks))
+            thread::spawn(move || look(&live, &stop, &looks, &seen))
         });
         Self {
             threads: threads.collect(),
+            seen,
             stop,
             looks,
         }
     }
 
+    /// While one of them has not seen enough, unless another one has seen what must not be.
     fn are_busy(&self) -> bool {
         let is_over = self.threads.iter().any(JoinHandle::is_finished);
-        !is_over && self.looks.load(Ordering::Relaxed) < LOOKS
+        let is_blind = |seen: &Arc<AtomicU64>| seen.load(Ordering::Relaxed) <= TABLES;
+        let looks = self.looks.load(Ordering::Relaxed);
+        !is_over && (looks < LOOKS || self.seen.iter().any(is_blind))
     }
 
-    /// How often they looked, and how many tables the one that saw fewest saw.
-    fn finish(self) -> (u64, u64) {
+    /// None of them saw what must not be.
+    fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let seen = self.threads.into_iter().map(|thread| match thread.join() {
-            Ok(seen) => seen,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        let fewest = seen.min().expect("there are readers");
-        (self.looks.load(Ordering::Relaxed), fewest)
+        for thread in self.threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
     }
 }
 
-/// Looks until told to stop; how many tables it saw.
-fn look(live: &Live, stop: &AtomicBool, looks: &AtomicU64) -> u64 {
+/// Looks until told to stop, and tells how many tables it saw.
+fn look(live: &Live, stop: &AtomicBool, looks: &AtomicU64, seen: &AtomicU64) {
     let mut tables = 0;
     let mut last = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -140,8 +143,8 @@ fn look(live: &Live, stop: &AtomicBool, looks: &AtomicU64) -> u64 {
             assert_eq!(settings_of(third), shown, "c.example at {shown}");
         }
         looks.fetch_add(100, Ordering::Relaxed);
+        seen.store(tables, Ordering::Relaxed);
     }
-    tables
 }
 
 fn settings_of(route: &Route) -> Revision {
