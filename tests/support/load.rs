@@ -58,6 +58,9 @@ impl Client {
             .body(Empty::new())
             .map_err(|error| format!("request: {error}"))?;
         let exchange = async {
+            // The task behind it may not know yet that the last answer is over.
+            let ready = self.sender.ready().await;
+            ready.map_err(|error| format!("connection: {error:?}"))?;
             let response = self.sender.send_request(request).await;
             let response = response.map_err(|error| format!("head: {error:?}"))?;
             let (head, body) = response.into_parts();
