@@ -46,10 +46,16 @@ async fn a_wiped_cluster_takes_no_route_away_until_an_operator_accepts() {
         instance.metric("waypost_held_deletes", &[]).await == 1.0
     })
     .await;
-    let accepted = waypost(&["accept", "--admin", &admin]).await;
+    // Nobody is at the first one, which is told and keeps the others from nothing.
+    let both = format!("127.0.0.1:1,{admin}");
+    let accepted = waypost(&["accept", "--admin", &both]).await;
     let expected = format!("{admin}: 1 held deletions applied\n");
-    assert_eq!((accepted.code, accepted.stdout), (Some(0), expected));
+    assert_eq!((accepted.code, &*accepted.stdout), (Some(1), &*expected));
+    assert!(accepted.stderr.contains("127.0.0.1:1"), "{accepted:?}");
     assert_eq!((status("a.test").await, status("b.test").await), (200, 404));
+    let again = waypost(&["accept", "--admin", &admin]).await;
+    let expected = format!("{admin}: 0 held deletions applied\n");
+    assert_eq!((again.code, again.stdout), (Some(0), expected));
     let deleted = etcd.delete(&format!("/hosts/a.test/{sample}")).await;
     assert!(deleted > put);
     instance.reached(deleted).await;
