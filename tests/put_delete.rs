@@ -179,6 +179,10 @@ async fn delete_removes_one_key_and_says_who() {
 async fn deleting_what_is_not_there_fails_and_writes_nothing() {
     let etcd = EtcdCluster::start(1).await;
     assert_eq!(delete(&etcd, "a", "b:80").await, ExitCode::FAILURE);
+    let etcd_at = etcd.endpoints().join(",");
+    let ended = waypost(&["delete", "a", "b:80", "--etcd", &etcd_at]).await;
+    let said = "waypost: there is no key /hosts/a/b:80: nothing deleted";
+    assert!(ended.stderr.starts_with(said), "{ended:?}");
     assert_eq!(read(&etcd, "/waypost/hosts/change").await, None);
 }
 
@@ -187,7 +191,7 @@ async fn an_etcd_that_does_not_answer_is_named_within_five_seconds() {
     let etcd = EtcdCluster::start(1).await;
     etcd.pause(0);
     let mut endpoints = etcd.endpoints();
-    endpoints.push("http://127.0.0.1:1".to_owned());
+    endpoints.extend([1, 2].map(|port| format!("http://127.0.0.1:{port}")));
     let started = Instant::now();
     let error = format!(
         "{:#}",
@@ -202,6 +206,7 @@ async fn an_etcd_that_does_not_answer_is_named_within_five_seconds() {
         endpoints.iter().all(|endpoint| error.contains(endpoint)),
         "{error}"
     );
+    assert!(error.contains("no answer within 1.3 s"), "{error}");
     etcd.resume(0);
 }
 

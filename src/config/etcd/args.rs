@@ -339,6 +339,30 @@ mod tests {
     }
 
     #[test]
+    fn a_password_comes_from_its_file_at_each_login_and_from_a_pipe_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        std::fs::write(&file, "s3:cret\n").unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"s3:cret\n").unwrap();
+        drop(writer);
+        let pipe = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+        for (path, is_text) in [(&*file.display().to_string(), false), (&*pipe, true)] {
+            let toml = format!("etcd-user = 'a'\netcd-password-file = {path:?}");
+            match resolve(&toml, &[]).unwrap().0.user.unwrap().password {
+                Password::Text(text) => assert!(is_text && text == "s3:cret", "{path}"),
+                Password::File(named) => assert!(!is_text && named == file, "{path}"),
+            }
+        }
+        let toml = "etcd-user = 'a'\netcd-password-file = '/dev/zero'";
+        let error = format!("{:#}", resolve(toml, &[]).unwrap_err());
+        assert_eq!(
+            error,
+            "--etcd-password-file /dev/zero: it is neither a file nor a pipe"
+        );
+    }
+
+    #[test]
     fn merge_prefers_the_upper_layer() {
         let upper: EtcdArgs = toml::from_str("etcd = 'a:1'").unwrap();
         let lower: EtcdArgs = toml::from_str("etcd = 'b:2'\nprefix = 'x'").unwrap();
