@@ -246,6 +246,8 @@ async fn an_etcd_that_is_gone_at_the_end_holds_nobody_up() {
     let code = timeout(DEADLINE, register.wait_exit()).await;
     assert_eq!(code, Ok(Some(1)));
     register.log().until("goes with its lease").await;
+    let log = register.log().text();
+    assert!(!log.contains("nothing is written"), "{log}");
 
     let mut register = Register::start(&etcd.endpoints(), &["a.test", "b:80"]);
     register.log().until("could not be asked").await;
