@@ -40,6 +40,7 @@ mod http_streaming;
 mod http_tls;
 mod http_upgrade;
 mod keys_live;
+mod last_good;
 mod leases;
 mod lifecycle;
 mod outputs;

@@ -205,6 +205,7 @@ impl Directory {
             entries,
             revision: self.revision,
             cluster_id: None,
+            last_good: Vec::new(),
         })
     }
 

@@ -78,6 +78,8 @@ pub enum Update {
         history: History,
         /// The cluster that it was read from; `None` of a directory.
         cluster_id: Option<u64>,
+        /// Versions from before those among `entries` that can't be used: to be in force in their place.
+        last_good: Vec<Entry>,
     },
     /// Changes in the order they were made, up to and including `revision`.
     Changes {

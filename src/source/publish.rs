@@ -195,6 +195,7 @@ impl Publisher {
                 revision,
                 history,
                 cluster_id: Some(cluster_id),
+                last_good: Vec::new(),
             });
         }
         self.archive.restored(confirmed);
@@ -231,12 +232,13 @@ impl Publisher {
                 revision,
                 history,
                 cluster_id,
+                last_good,
             } => {
                 self.barriers.retain(&self.prefix, &entries);
                 self.delete_absent(&entries, revision, history);
                 self.archive.retain(&entries, &self.held);
-                for entry in entries {
-                    self.put(&entry, Origin::Snapshot);
+                for entry in last_good.iter().chain(&entries) {
+                    self.put(entry, Origin::Snapshot);
                 }
                 from = cluster_id;
                 revision

@@ -30,6 +30,7 @@ impl View {
                 revision,
                 cluster_id,
                 history,
+                ..
             } => {
                 self.cluster_id = cluster_id;
                 if before > 0 && history != History::Continued {

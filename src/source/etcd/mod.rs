@@ -13,6 +13,7 @@ mod credentials;
 pub mod fault;
 mod identity;
 mod known;
+mod last_good;
 mod leases;
 mod ledger;
 mod past;

@@ -16,6 +16,7 @@ use super::{
     fault::Fault,
     identity::Reread,
     known::Known,
+    last_good,
     reading::{Everything, Reading},
     report::Report,
     state::State,
@@ -88,7 +89,16 @@ impl<C: Connect> Session<'_, C> {
                 entries,
                 revision,
                 cluster_id,
-            } => self.publish_snapshot(entries, revision, cluster_id).await,
+            } => {
+                let last_good = match &*self.state {
+                    // Whoever has known anything has known these.
+                    State::Snapshot { known: None, .. } => {
+                        last_good::find(connection, self.prefix, &entries).await
+                    }
+                    _ => Vec::new(),
+                };
+                (self.publish_snapshot(entries, last_good, revision, cluster_id)).await
+            }
             Everything::Unpinned(catch_up) => {
                 self.report.outrun(self.endpoint, &catch_up);
                 if let State::Snapshot { reason, known } = self.state.take() {
@@ -106,6 +116,7 @@ impl<C: Connect> Session<'_, C> {
     async fn publish_snapshot(
         &mut self,
         entries: Vec<Entry>,
+        last_good: Vec<Entry>,
         revision: Revision,
         cluster_id: u64,
     ) -> Result<(), Fault> {
@@ -124,6 +135,7 @@ impl<C: Connect> Session<'_, C> {
             revision,
             history: reason.history(),
             cluster_id: Some(cluster_id),
+            last_good,
         })
         .await?;
         self.footing = Footing::Read;
@@ -304,7 +316,7 @@ impl<C: Connect> Session<'_, C> {
         };
         *self.state = State::Snapshot { reason, known };
         let cluster_id = catch_up.cluster_id;
-        self.publish_snapshot(catch_up.into_entries(), revision, cluster_id)
+        self.publish_snapshot(catch_up.into_entries(), Vec::new(), revision, cluster_id)
             .await
     }
 

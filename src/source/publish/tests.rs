@@ -63,6 +63,7 @@ impl Bench {
             revision,
             history: History::Continued,
             cluster_id: Some(1),
+            last_good: Vec::new(),
         };
         self.apply(update, revision).await;
     }
@@ -78,6 +79,7 @@ impl Bench {
             revision,
             history: History::Another,
             cluster_id: Some(2),
+            last_good: Vec::new(),
         };
         self.apply(update, revision).await;
     }

@@ -43,11 +43,15 @@ impl Mirror {
                 entries,
                 revision,
                 history,
+                last_good,
                 ..
             } => {
                 self.keys = (entries.iter())
                     .map(|entry| (entry.key.clone(), entry.clone()))
                     .collect();
+                for entry in last_good {
+                    self.known.put(&entry.key, version(entry));
+                }
                 let versions = entries.iter().map(|entry| (&*entry.key, version(entry)));
                 let is_another = *history == source::History::Another;
                 self.known.replace(versions, is_another);
