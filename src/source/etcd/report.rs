@@ -15,13 +15,32 @@ pub(super) struct Report {
     is_pulse_refused: bool,
 }
 
-/// The last state that the log knows of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    Nothing,
-    Connected,
-    Unreachable,
-    Refused,
+/// What the log knows. One endpoint may refuse us while another can't be reached: each is told once, until changes reach
+/// us again.
+#[derive(Debug, Default)]
+struct Told {
+    is_connected: bool,
+    is_unreachable: bool,
+    is_refused: bool,
+}
+
+impl Told {
+    /// Changes reach us; whether that is news.
+    fn connected(&mut self) -> bool {
+        let told = std::mem::take(self);
+        self.is_connected = true;
+        !told.is_connected
+    }
+
+    /// They don't, because of this; whether that is news.
+    fn disconnected(&mut self, fault: &Fault) -> bool {
+        self.is_connected = false;
+        let told = match fault {
+            Fault::Refused(_) => &mut self.is_refused,
+            _ => &mut self.is_unreachable,
+        };
+        !std::mem::replace(told, true)
+    }
 }
 
 impl Report {
@@ -29,7 +48,7 @@ impl Report {
         Self {
             live,
             metrics,
-            told: Told::Nothing,
+            told: Told::default(),
             is_pulse_refused: false,
         }
     }
@@ -42,12 +61,11 @@ impl Report {
             status.stale_since = None;
             status.error = None;
         });
-        if self.told == Told::Connected {
-            debug!(endpoint, revision, "watching etcd anew");
-        } else {
+        if self.told.connected() {
             info!(endpoint, revision, "watching etcd");
+        } else {
+            debug!(endpoint, revision, "watching etcd anew");
         }
-        self.told = Told::Connected;
     }
 
     /// Changes don't reach us until it works again.
@@ -58,17 +76,12 @@ impl Report {
             status.stale_since.get_or_insert_with(Instant::now);
             status.error = Some(fault.to_string());
         });
-        let now = match fault {
-            Fault::Refused(_) => Told::Refused,
-            _ => Told::Unreachable,
-        };
-        if now == self.told {
+        if !self.told.disconnected(fault) {
             debug!(endpoint, error = %fault, "etcd still fails");
             return;
         }
-        self.told = now;
-        match now {
-            Told::Refused => warn!(
+        match fault {
+            Fault::Refused(_) => warn!(
                 endpoint,
                 error = %fault,
                 "etcd refuses us; trying again with a fresh login, the routes stay as they are (see --etcd-user, --etcd-password-file, --etcd-cert and the rights of the user)"
@@ -98,7 +111,8 @@ impl Report {
             Reread::Start | Reread::Compacted | Reread::NoWitness => {
                 info!(endpoint, revision, keys, because = %reason, "read all keys");
             }
-            Reread::Silent
+            Reread::TooLarge
+            | Reread::Silent
             | Reread::Difference
             | Reread::OtherCluster
             | Reread::Behind
@@ -170,5 +184,27 @@ impl Report {
             }
             newer
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_told_once() {
+        let refused = Fault::Refused("permission denied".to_owned());
+        let unreachable = Fault::Unreachable("connection refused".to_owned());
+        let mut told = Told::default();
+        for _ in 0..2 {
+            assert!(told.connected());
+            assert!(!told.connected());
+            assert!(told.disconnected(&refused));
+            assert!(told.disconnected(&unreachable));
+            // As with two endpoints, in turn.
+            for fault in [&refused, &unreachable, &refused] {
+                assert!(!told.disconnected(fault));
+            }
+        }
     }
 }
