@@ -11,7 +11,7 @@ pub struct Response {
     pub created: bool,
     /// The watch is over.
     pub canceled: bool,
-    /// Above 0: it is over because what lies before this revision is compacted away.
+    /// Above what was heard: it is over because what lies before this revision is compacted away.
     pub compact_revision: Revision,
     /// Why it is over.
     pub cancel_reason: String,
@@ -69,7 +69,8 @@ impl Assembly {
     pub fn hear(&mut self, response: Response) -> Heard {
         // A refused watch is created and canceled in one response, so this comes first.
         if response.canceled {
-            return if response.compact_revision > 0 {
+            // A watch from behind that revision misses nothing; to read everything for it would never end.
+            return if response.compact_revision > self.revision {
                 Heard::Compacted
             } else {
                 Heard::Canceled(response.cancel_reason)
@@ -178,6 +179,15 @@ mod tests {
                     ..Response::default()
                 },
                 Heard::Compacted,
+            ),
+            (
+                Response {
+                    canceled: true,
+                    compact_revision: 5,
+                    cancel_reason: "odd".to_owned(),
+                    ..Response::default()
+                },
+                Heard::Canceled("odd".to_owned()),
             ),
             (
                 Response {
