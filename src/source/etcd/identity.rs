@@ -63,6 +63,9 @@ pub enum Reread {
     /// What happened since our revision is compacted away: the same history, with a gap.
     #[error("the changes since our revision are compacted away")]
     Compacted,
+    /// What happened since our revision does not fit into an answer of the watch: the same history.
+    #[error("the watch brings more at once than we decode")]
+    TooLarge,
     /// Two watches, one after the other, brought nothing of what they should: the same history.
     #[error("no watch brings what changes")]
     Silent,
@@ -92,7 +95,9 @@ impl Reread {
     /// How what is read for this reason belongs to what was known.
     pub fn history(self) -> History {
         match self {
-            Self::Compacted | Self::Silent | Self::Difference => History::Continued,
+            Self::Compacted | Self::TooLarge | Self::Silent | Self::Difference => {
+                History::Continued
+            }
             Self::Start
             | Self::NoWitness
             | Self::OtherCluster

@@ -98,7 +98,7 @@ impl Connection {
         loop {
             match self.page(reading.request(), &end).await {
                 Ok(page) => {
-                    if reading.accept(page) {
+                    if reading.accept(page)? {
                         return Ok(reading.into_entries());
                     }
                 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::fault::Fault;
 use crate::{
     route::Revision,
     source::{Change, Entry},
@@ -72,6 +73,8 @@ pub struct Reading {
     /// Where each page starts, and the revision it shows.
     pages: Vec<(Bytes, Revision)>,
     cluster_id: u64,
+    /// The store's revision when it answered last.
+    newest: Revision,
 }
 
 /// Everything below the prefix.
@@ -101,6 +104,7 @@ impl Reading {
             entries: Vec::new(),
             pages: Vec::new(),
             cluster_id: 0,
+            newest: 0,
         }
     }
 
@@ -128,7 +132,25 @@ impl Reading {
     }
 
     /// Takes a page in; whether it was the last.
-    pub fn accept(&mut self, page: Page) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// The page does not belong to those before it, as by now another cluster answers.
+    pub fn accept(&mut self, page: Page) -> Result<bool, Fault> {
+        if !self.pages.is_empty() && page.cluster_id != self.cluster_id {
+            return Err(Fault::Unreachable(
+                "another cluster answers in the middle of the read".to_owned(),
+            ));
+        }
+        if page.revision < self.newest {
+            return Err(Fault::FutureRevision);
+        }
+        // It would be asked for again and again; and to take it for the last would lose keys.
+        if page.more && page.entries.is_empty() {
+            return Err(Fault::Unreachable(
+                "etcd answers no keys and says that there are more".to_owned(),
+            ));
+        }
         let first = self.pages.first().map(|(_, revision)| *revision);
         let shows = match first {
             Some(pinned) if self.restarts <= PINNED_RESTARTS => pinned,
@@ -136,16 +158,16 @@ impl Reading {
         };
         self.pages.push((self.next_start().into(), shows));
         self.cluster_id = page.cluster_id;
+        self.newest = page.revision;
         self.limit = fitting_limit(&page.entries).unwrap_or(self.limit);
-        // An empty page that promises more would be asked for again and again.
-        let last = !page.more || page.entries.is_empty();
         self.entries.extend(page.entries);
-        last
+        Ok(!page.more)
     }
 
     /// The pinned revision was compacted away: from the start again, and in the end without a pin.
     pub fn restart(&mut self) {
         self.restarts += 1;
+        self.newest = 0;
         self.entries.clear();
         self.pages.clear();
     }
@@ -154,6 +176,11 @@ impl Reading {
     pub fn shrink(&mut self) -> bool {
         let shrunk = (self.limit / 4).max(1);
         std::mem::replace(&mut self.limit, shrunk) != shrunk
+    }
+
+    /// Whether the next page is asked for at a revision.
+    pub fn is_pinned(&self) -> bool {
+        self.request().revision.is_some()
     }
 
     /// Whether etcd has answered at all, so that silence may be the page's fault.
@@ -281,13 +308,19 @@ mod tests {
         let mut reading = Reading::below(b"/h/");
         let first = reading.request();
         assert_eq!((&first.start[..], first.revision), (&b"/h/"[..], None));
-        assert!(!reading.accept(page(vec![entry("/h/a", 0, 3)], true, 7)));
+        assert_eq!(
+            reading.accept(page(vec![entry("/h/a", 0, 3)], true, 7)),
+            Ok(false)
+        );
         let second = reading.request();
         assert_eq!(
             (&second.start[..], second.revision),
             (&b"/h/a\0"[..], Some(7))
         );
-        assert!(reading.accept(page(vec![entry("/h/b", 0, 4)], false, 9)));
+        assert_eq!(
+            reading.accept(page(vec![entry("/h/b", 0, 4)], false, 9)),
+            Ok(true)
+        );
         let Everything::Pinned {
             entries,
             revision,
@@ -319,20 +352,57 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_page_ends_the_read() {
-        assert!(Reading::below(b"/h/").accept(page(vec![], true, 7)));
+    fn a_page_that_does_not_fit_fails_the_read() {
+        let first = || page(vec![entry("/h/a", 0, 3)], true, 7);
+        let empty = |more| page(vec![], more, 8);
+        let of_another = Page {
+            cluster_id: 2,
+            ..empty(false)
+        };
+        let older = page(vec![entry("/h/b", 0, 2)], false, 6);
+        for (second, is_fitting) in [
+            (empty(false), true),
+            (empty(true), false),
+            (of_another, false),
+            (older, false),
+        ] {
+            let mut reading = Reading::below(b"/h/");
+            assert_eq!(reading.accept(first()), Ok(false));
+            let accepted = reading.accept(second.clone());
+            assert_eq!(accepted.is_ok(), is_fitting, "{second:?}: {accepted:?}");
+        }
+        assert_eq!(Reading::below(b"/h/").accept(empty(false)), Ok(true));
+    }
+
+    #[test]
+    fn a_read_that_begins_anew_may_begin_elsewhere() {
+        let mut reading = Reading::below(b"/h/");
+        assert_eq!(
+            reading.accept(page(vec![entry("/h/a", 0, 3)], true, 7)),
+            Ok(false)
+        );
+        reading.restart();
+        let other = Page {
+            cluster_id: 2,
+            ..page(vec![], false, 2)
+        };
+        assert_eq!(reading.accept(other), Ok(true));
     }
 
     #[test]
     fn after_two_restarts_the_pin_is_given_up() {
         let mut reading = Reading::below(b"/h/");
         for restarts in 1..=3 {
-            reading.accept(page(vec![entry("/h/a", 0, 3)], true, 7));
+            reading
+                .accept(page(vec![entry("/h/a", 0, 3)], true, 7))
+                .expect("it fits");
             assert_eq!(reading.request().revision, Some(7), "restart {restarts}");
             reading.restart();
             assert_eq!(reading.request().start, b"/h/");
         }
-        reading.accept(page(vec![entry("/h/a", 0, 3)], true, 7));
+        reading
+            .accept(page(vec![entry("/h/a", 0, 3)], true, 7))
+            .expect("it fits");
         assert_eq!(reading.request().revision, None);
     }
 
@@ -341,16 +411,20 @@ mod tests {
     fn an_unpinned_read_is_completed_by_the_changes_since_each_page() {
         let mut reading = Reading::below(b"/h/");
         (0..3).for_each(|_| reading.restart());
-        reading.accept(page(
-            vec![entry("/h/a", 1, 3), entry("/h/c", 1, 3)],
-            true,
-            7,
-        ));
-        reading.accept(page(
-            vec![entry("/h/d", 2, 8), entry("/h/e", 1, 3)],
-            false,
-            9,
-        ));
+        reading
+            .accept(page(
+                vec![entry("/h/a", 1, 3), entry("/h/c", 1, 3)],
+                true,
+                7,
+            ))
+            .expect("it fits");
+        reading
+            .accept(page(
+                vec![entry("/h/d", 2, 8), entry("/h/e", 1, 3)],
+                false,
+                9,
+            ))
+            .expect("it fits");
         let Everything::Unpinned(mut catch_up) = reading.finish() else {
             panic!("pinned")
         };

@@ -174,6 +174,10 @@ impl<C: Connect> Session<'_, C> {
                     self.answered(outcome)
                 }
                 response = watch.response() => {
+                    // No smaller one can be asked for: to resume would end in this again.
+                    if let Err(Fault::TooLarge) = response {
+                        return Ok((Reread::TooLarge, calls));
+                    }
                     match self.hear(response?, &mut assembly).await? {
                         Some(reason) => return Ok((reason, calls)),
                         None => Step::Rest,
@@ -201,7 +205,10 @@ impl<C: Connect> Session<'_, C> {
                     return Err(fault);
                 }
                 Step::Reread(reason) => {
-                    self.report.silent();
+                    // One that is to complete a read and brings nothing owes nothing: perhaps nothing happened.
+                    if let State::Watching(_) = self.state {
+                        self.report.silent();
+                    }
                     return Ok((reason, calls));
                 }
             }
@@ -362,11 +369,11 @@ pub(super) async fn read_everything(
     loop {
         match connection.page(reading.request(), range_end).await {
             Ok(page) => {
-                if reading.accept(page) {
+                if reading.accept(page)? {
                     return Ok(reading.finish());
                 }
             }
-            Err(Fault::Compacted) => reading.restart(),
+            Err(Fault::Compacted) if reading.is_pinned() => reading.restart(),
             Err(Fault::TooLarge) if reading.shrink() => {}
             Err(Fault::Silent(_)) if reading.has_begun() && reading.shrink() => {}
             Err(fault) => return Err(fault),

@@ -106,8 +106,9 @@ mod tests {
         };
         let mut reading = Reading::below(b"/h/");
         (0..3).for_each(|_| reading.restart());
-        reading.accept(page(8));
-        reading.accept(page(9));
+        for revision in [8, 9] {
+            reading.accept(page(revision)).expect("it fits");
+        }
         match reading.finish() {
             Everything::Unpinned(catch_up) => catch_up,
             Everything::Pinned { .. } => panic!("it is"),

@@ -430,6 +430,60 @@ async fn an_unpinned_read_waits_for_the_revision_of_its_last_page() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_that_brings_too_much_at_once_is_replaced_by_a_read() {
+    let mut bench = Bench::start().await;
+    bench.etcd.store().is_late_too_large = true;
+    let put = bench.etcd.put_unheard("/h/b");
+    bench.etcd.end_watches();
+    let took = bench.until("/h/b", put).await;
+    assert!(took < RESUME, "{took:?}");
+    assert_eq!(bench.history, Some(History::Continued));
+    let put = bench.etcd.put("/h/c");
+    bench.until("/h/c", put).await;
+    assert_eq!(bench.counts(), [2, 2, 3]);
+}
+
+/// Nothing below the prefix happened while it was read, so the watch has nothing to complete it with.
+#[tokio::test(start_paused = true)]
+async fn an_unpinned_read_that_nothing_completes_is_repeated_and_no_silence() {
+    let mut bench = Bench::start().await;
+    bench.etcd.put("/h/b");
+    {
+        let mut store = bench.etcd.store();
+        store.page_limit = Some(1);
+        store.moves_while_read = true;
+        store.compacts_while_read = true;
+    }
+    let newest = bench.etcd.put_unheard("/h/c");
+    bench.etcd.end_watches_by(newest);
+    bench.pass(Duration::from_secs(10)).await;
+    assert!(bench.etcd.store().watched > 3, "it tries");
+    bench.etcd.store().compacts_while_read = false;
+    bench.until("/h/c", newest).await;
+    assert_eq!(bench.snapshots, 2);
+    assert_eq!(bench.metrics()[0], 0);
+}
+
+/// etcd never says that of what it has now; whoever does is not asked without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_what_is_there_now_that_is_said_to_be_compacted_fails() {
+    let mut bench = Bench::start().await;
+    bench.etcd.compact();
+    {
+        let mut store = bench.etcd.store();
+        store.page_faults = 1_000;
+        store.are_pages_compacted = true;
+    }
+    let newest = bench.etcd.put_unheard("/h/b");
+    bench.etcd.end_watches_by(newest);
+    bench.pass(Duration::from_secs(10)).await;
+    let pages = bench.etcd.store().pages;
+    assert!((3..=15).contains(&pages), "{pages} pages in 10 s");
+    bench.etcd.store().page_faults = 0;
+    bench.until("/h/b", newest).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn repeated_events_do_no_harm() {
     let mut bench = Bench::start().await;
     for _ in 0..100 {

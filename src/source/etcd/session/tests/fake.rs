@@ -35,6 +35,8 @@ pub struct Store {
     watches: Vec<mpsc::UnboundedSender<Response>>,
     /// New watches stand, and bring nothing.
     pub are_watches_deaf: bool,
+    /// What new watches are late for is more than we decode.
+    pub is_late_too_large: bool,
     /// What becomes of puts.
     pub puts_end_in: Option<Fault>,
     /// No token is accepted but that of a later connection.
@@ -44,10 +46,14 @@ pub struct Store {
     /// So many of the next fail.
     pub page_faults: usize,
     pub ask_faults: usize,
+    /// Pages that fail do because what they are to show is compacted away.
+    pub are_pages_compacted: bool,
     /// As though larger pages were too large for one answer.
     pub page_limit: Option<usize>,
     /// Before each page is read, these keys are put.
     pub changes_while_read: Vec<&'static str>,
+    /// And something elsewhere in the store.
+    pub moves_while_read: bool,
     /// And then all is compacted.
     pub compacts_while_read: bool,
     /// A watch brings what it is late for event by event.
@@ -203,9 +209,15 @@ impl Transport for Call {
         tokio::task::yield_now().await;
         let mut store = self.store()?;
         store.pages += 1;
-        failing(&mut store.page_faults)?;
+        failing(&mut store.page_faults).map_err(|fault| match store.are_pages_compacted {
+            true => Fault::Compacted,
+            false => fault,
+        })?;
         for key in store.changes_while_read.clone() {
             store.put(key.as_bytes(), true);
+        }
+        if store.moves_while_read {
+            store.revision += 1;
         }
         if store.compacts_while_read {
             store.compacted = store.revision;
@@ -280,7 +292,11 @@ impl Transport for Call {
             }
             store.watches.push(sender);
         }
-        Ok(Stream(responses))
+        let is_too_large = store.is_late_too_large && revision < store.revision;
+        Ok(Stream {
+            responses,
+            is_too_large,
+        })
     }
 }
 
@@ -293,11 +309,15 @@ fn failing(faults: &mut usize) -> Result<(), Fault> {
 }
 
 /// A watch that is never over by itself.
-pub struct Stream(mpsc::UnboundedReceiver<Response>);
+pub struct Stream {
+    responses: mpsc::UnboundedReceiver<Response>,
+    is_too_large: bool,
+}
 
 impl Watch for Stream {
     async fn response(&mut self) -> Result<Response, Fault> {
-        match self.0.recv().await {
+        match self.responses.recv().await {
+            Some(response) if self.is_too_large && !response.created => Err(Fault::TooLarge),
             Some(response) => Ok(response),
             None => std::future::pending().await,
         }
