@@ -47,7 +47,7 @@ Examples:
   waypost check                                     the keys in etcd
   waypost check --hosts-dir ./hosts                 a directory, as in a repository's tests
   waypost check --config /etc/waypost.toml          the file, and the keys where it says they are
-  waypost check --no-dial                           the keys in etcd, from where upstreams can't be reached
+  waypost check --no-dial                           the keys in etcd, without a connect to upstreams
   etcdctl get --prefix /hosts/ | waypost check --file -
   etcdctl get --prefix /hosts/ -w json > keys.json; waypost check --file keys.json
 

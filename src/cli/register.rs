@@ -43,7 +43,7 @@ const SHORTEST_TTL: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 Examples:
   waypost register blog.example.com 10.0.0.7:4000 -- ./blog --port 4000
-  waypost register blog.example.com/api 10.0.0.7:8000 '{\"weight\": 5}' --health-path /healthz -- ./api
+  waypost register blog.example.com/api 10.0.0.7:8000 --health-path /healthz -- ./api
   waypost register blog.example.com 10.0.0.7:4000
 
 SIGTERM, SIGINT and SIGQUIT take the upstream away, wait until no instance has a request running there, and are then

@@ -25,7 +25,7 @@ Examples:
   waypost serve --etcd http://10.0.0.1:2379,http://10.0.0.2:2379
   waypost serve --etcd http://10.0.0.1:2379 --snapshot /var/lib/waypost/snapshot
   waypost serve --hosts-dir ./hosts --listen http://127.0.0.1:8080
-  waypost serve --listen http://0.0.0.0:80 --listen 'https://0.0.0.0:443?cert=site.crt&key=site.key'
+  waypost serve --listen http://0.0.0.0:80 --listen 'https://0.0.0.0:443?cert=a.crt&key=a.key'
   waypost serve --config /etc/waypost.toml --access-log json
 
 Signals: SIGTERM drains (not ready at once, accepting for --drain-delay, then finishing what runs), SIGINT drains

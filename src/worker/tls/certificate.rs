@@ -19,7 +19,7 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::config::CertificateFiles;
+use crate::config::{CertificateFiles, small_file};
 
 /// A certificate that is ready to be served.
 #[derive(Debug)]
@@ -197,10 +197,11 @@ fn read_leaf(path: &Path, leaf: &CertificateDer<'_>) -> Result<(Vec<Box<str>>, E
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Read {
+    let file = small_file::read(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    Ok(file.bytes)
 }
 
 fn malformed(path: &Path, error: &dyn fmt::Display) -> Error {
@@ -242,6 +243,7 @@ mod tests {
         };
         let absent = dir.path().join("absent");
         let empty = file("empty", "");
+        let device = PathBuf::from("/dev/null");
         let armour = |label: &str, body: &str| {
             format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
         };
@@ -249,6 +251,7 @@ mod tests {
             (&absent, &good.key, "absent: No such file"),
             (&good.certificate, &absent, "absent: No such file"),
             (&empty, &good.key, "empty holds no certificate"),
+            (&device, &good.key, "/dev/null: it is neither a file nor"),
             (&good.key, &good.key, "good.key holds no certificate"),
             (&good.certificate, &empty, "empty holds no private key"),
             (
