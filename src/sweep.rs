@@ -16,6 +16,10 @@ pub const TICK: Duration = Duration::from_millis(50);
 /// A moment, in [`TICK`]s since the worker started.
 pub type Tick = u32;
 
+/// How late a sweep may come on a busy machine. What is beyond was a stall of ours (a stopped process, a paused virtual
+/// machine, a starved core), and is nobody's delay but ours.
+const LATE: Tick = 4;
+
 /// The worker's coarse clock and every deadline that is armed.
 #[derive(Default)]
 pub struct Sweep {
@@ -44,10 +48,17 @@ impl Sweep {
         Tick::try_from(duration.as_millis() / TICK.as_millis() + 1).unwrap_or(NEVER - 1)
     }
 
-    /// Moves the clock and wakes every task whose deadline has passed.
+    /// Moves the clock and wakes every task whose deadline has passed. After a stall deadlines are put off by as much:
+    /// what answered meanwhile was not read yet, and what was armed since then was armed by a clock that stood still.
     pub fn advance(&self, now: Tick) {
-        self.now.set(now);
+        let stalled = now
+            .saturating_sub(self.now.replace(now))
+            .saturating_sub(LATE);
         for cell in self.deadlines.borrow().iter() {
+            if stalled > 0 && cell.at.get() != NEVER {
+                cell.at
+                    .set(cell.at.get().saturating_add(stalled).min(NEVER - 1));
+            }
             if cell.at.get() <= now
                 && let Some(waker) = cell.waker.take()
             {
@@ -159,6 +170,22 @@ mod tests {
         }
         deadline.disarm();
         assert!(!poll(&deadline));
+    }
+
+    #[test]
+    fn a_stall_of_ours_is_no_delay_of_others() {
+        let sweep = Rc::new(Sweep::default());
+        let (deadline, unarmed) = (sweep.deadline(), sweep.deadline());
+        deadline.arm(TICK * 20);
+        sweep.advance(2);
+        let resumed = 1_000;
+        for now in resumed..resumed + 19 - LATE {
+            sweep.advance(now);
+            assert!(!poll(&deadline), "at tick {now}");
+        }
+        sweep.advance(resumed + 19 - LATE);
+        assert!(poll(&deadline));
+        assert!(!poll(&unarmed));
     }
 
     #[test]
