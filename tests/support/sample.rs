@@ -21,7 +21,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinHandle,
+};
 
 /// How long `/slow` takes: longer than a command takes to end once it knows that it may.
 const SLOW: Duration = Duration::from_millis(300);
@@ -43,7 +47,12 @@ struct State {
 
 impl Sample {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket
+            .bind(([127, 0, 0, 1], 0).into())
+            .expect("a free port");
+        // Of more connects at once than the queue holds, some would take the second until their packet is sent again.
+        let listener = socket.listen(1024).expect("a listener");
         let address = listener.local_addr().expect("its address");
         let state = Arc::new(State {
             name: address.to_string(),
