@@ -1,6 +1,9 @@
 //! What one publisher writes and everybody else reads: the current table, and the state of its source.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
 use imbl::{OrdMap, OrdSet};
@@ -17,6 +20,8 @@ pub struct Live {
     pub table: ArcSwap<Table>,
     /// The revision of the current table; `None` before the first one. Sent after the swap.
     pub applied: watch::Sender<Option<Revision>>,
+    /// Whether `applied` comes from a file and etcd has not said yet that it is of its history. Changed together with it.
+    pub is_unvouched: AtomicBool,
     /// Which keys are rejected now, and why; replaced when it changes.
     pub rejected: ArcSwap<RejectedKeys>,
     /// Which keys are served although etcd lacks them; replaced when it changes.
@@ -88,6 +93,7 @@ impl Live {
         Arc::new(Self {
             table: ArcSwap::from_pointee(Table::default()),
             applied: watch::Sender::new(None),
+            is_unvouched: AtomicBool::new(false),
             rejected: ArcSwap::default(),
             held: ArcSwap::default(),
             status: watch::Sender::new(status),

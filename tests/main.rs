@@ -51,6 +51,7 @@ mod rollback;
 mod routes_live;
 mod snapshot;
 mod snapshot_file;
+mod snapshot_start;
 mod start_up;
 mod support;
 mod torn_reads;

@@ -1,6 +1,9 @@
 //! `/api/*`: JSON with snake_case names; errors are `{"error": "..."}` with a proper status.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -257,13 +260,20 @@ pub(super) async fn wait(
         .map_err(|error| Error::bad_request(format!("timeout: {error}")))?
         .min(LONGEST_WAIT);
     let mut news = admin.live.applied.subscribe();
-    let reached = news.wait_for(|applied| applied.is_some_and(|applied| applied >= query.revision));
+    // Of a file whose history may not be etcd's any more, a revision says nothing.
+    let is_unvouched = || admin.live.is_unvouched.load(Ordering::Relaxed);
+    let reached = news.wait_for(|applied| {
+        applied.is_some_and(|applied| applied >= query.revision) && !is_unvouched()
+    });
     if let Ok(Ok(applied)) = time::timeout(timeout, reached).await
         && let Some(applied) = *applied
     {
         return Ok(Json(Waited { applied }));
     }
     let state = match admin.applied() {
+        Some(applied) if is_unvouched() => format!(
+            "revision {applied} of the snapshot file is applied, but etcd was not heard of yet"
+        ),
         Some(applied) => format!("revision {applied} is applied"),
         None => "no routes were read yet".to_owned(),
     };

@@ -95,21 +95,22 @@ impl Instance {
         }
     }
 
-    /// Ends as [`tried`](Self::tried) does, or when as many attempts failed as there are members: before that, routes that
-    /// are on disk are not to be served. Where no member answers nobody can wait for this instance, nor need it for them.
-    pub fn tried_by(&self, members: usize) -> impl Future<Output = ()> + use<> {
+    /// Ends when as many attempts to register failed as there are members, and never once etcd has answered. Where no
+    /// member answers, nobody can wait for this instance, nor can it know better than what it has on disk.
+    pub fn alone(&self, members: usize) -> impl Future<Output = ()> + use<> {
         let mut standing = self.standing.clone();
         async move {
-            let tries = async {
-                let mut failures = 0;
-                while !is_decided(&standing.borrow_and_update()) && failures < members {
-                    if standing.changed().await.is_err() {
-                        return;
-                    }
-                    failures += 1;
+            let mut failures = 0;
+            while !is_decided(&standing.borrow_and_update()) {
+                if failures == members {
+                    return;
                 }
-            };
-            let _ = timeout(REGISTER_TIME, tries).await;
+                if standing.changed().await.is_err() {
+                    break;
+                }
+                failures += 1;
+            }
+            future::pending().await
         }
     }
 

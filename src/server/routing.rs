@@ -1,7 +1,7 @@
 //! Where routes come from, what makes tables of them, and what keeps them on disk: the source, the publisher and the
 //! snapshot of one instance.
 
-use std::{sync::Arc, time::Instant};
+use std::{future, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -31,8 +31,8 @@ pub(super) struct Routing {
     source: Source,
     publisher: Publisher,
     disk: Option<Disk>,
-    /// If the publisher has routes to begin with: how many members of etcd may know better.
-    restoring: Option<usize>,
+    /// What the publisher begins with, if anything, and how many members of etcd may know better.
+    restored: Option<(Stored, usize)>,
     live: Arc<Live>,
     metrics: Arc<Metrics>,
 }
@@ -49,29 +49,28 @@ impl Routing {
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let mut source = Source::new(config, metrics)?;
-        let mut publisher = Publisher::new(
+        let publisher = Publisher::new(
             live.clone(),
             metrics.clone(),
             config.prefix.clone(),
             config.balance,
             Names::start(),
         );
-        let (mut disk, mut restoring) = (None, None);
+        let (mut disk, mut restored) = (None, None);
         if let Some(path) = &config.snapshot {
             let (opened, stored) = read(Disk::open(path, &config.prefix)?).await?;
             disk = Some(opened);
             if let Some(stored) = stored {
-                restoring = Some(members(&config.source));
-                serve_stale(live, &stored);
+                be_stale(live, &stored);
                 source = source.resuming(&stored);
-                publisher = publisher.restoring(stored);
+                restored = Some((stored, members(&config.source)));
             }
         }
         Ok(Self {
             source,
             publisher,
             disk,
-            restoring,
+            restored,
             live: live.clone(),
             metrics: metrics.clone(),
         })
@@ -82,9 +81,9 @@ impl Routing {
         self.publisher.acceptance()
     }
 
-    /// Starts its parts among these tasks, and what writes the snapshot, if anything does. Nothing is served and
-    /// nothing is read before the fleet knows of `instance`, if it can: whoever waits for a change waits for all who
-    /// may have routes from before it.
+    /// Starts its parts among these tasks, and what writes the snapshot, if anything does. Nothing is read before the
+    /// fleet knows of `instance`, if it can, and what is on disk is not served before etcd could say more: whoever waits
+    /// for a change waits for all who may have routes from before it.
     pub(super) fn start(
         self,
         instance: Option<&Instance>,
@@ -94,7 +93,7 @@ impl Routing {
             source,
             mut publisher,
             disk,
-            restoring,
+            restored,
             live,
             metrics,
         } = self;
@@ -105,11 +104,16 @@ impl Routing {
             writer = Some(Writer::start(disk, frames, metrics));
         }
         let (updates, received) = mpsc::channel(UPDATES);
-        let tried = instance.and_then(|instance| Some(instance.tried_by(restoring?)));
+        if let Some((stored, members)) = restored {
+            let alone = instance.map(|instance| instance.alone(members));
+            publisher = publisher.restoring(stored, async {
+                match alone {
+                    Some(alone) => alone.await,
+                    None => future::pending().await,
+                }
+            });
+        }
         tasks.spawn(async move {
-            if let Some(tried) = tried {
-                tried.await;
-            }
             publisher.run(received).await;
             "publisher"
         });
@@ -147,7 +151,7 @@ async fn read(disk: Disk) -> anyhow::Result<(Disk, Option<Stored>)> {
                 revision = stored.revision,
                 keys = stored.entries.len(),
                 age_seconds = stored.age().as_secs(),
-                "read the snapshot; its routes are served until etcd says more"
+                "read the snapshot; its routes are served with what changed since, or as they are if etcd doesn't tell"
             );
             Some(stored)
         }
@@ -164,13 +168,14 @@ async fn read(disk: Disk) -> anyhow::Result<(Disk, Option<Stored>)> {
 }
 
 /// Until etcd is heard of, the routes are as old as they are on disk.
-fn serve_stale(live: &Live, stored: &Stored) {
+fn be_stale(live: &Live, stored: &Stored) {
     live.status.send_modify(|status| {
         let now = Instant::now();
         status.stale_since = Some(now.checked_sub(stored.age()).unwrap_or(now));
         status.observed = Some(stored.revision);
-        status.error =
-            Some("etcd was not heard of yet; the routes are those of --snapshot".to_owned());
+        status.error = Some(
+            "etcd was not heard of yet; until then the routes are those of --snapshot".to_owned(),
+        );
     });
 }
 

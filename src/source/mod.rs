@@ -88,6 +88,12 @@ pub enum Update {
         /// The revision after the last of them.
         revision: Revision,
     },
+    /// The history of what the publisher had from elsewhere goes on: what follows brings the rest, as far as this at
+    /// least.
+    Vouched {
+        /// The revision of the store when it said so.
+        through: Revision,
+    },
     /// Nothing below the prefix changed up to `revision`.
     Progress {
         /// That revision.

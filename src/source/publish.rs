@@ -10,10 +10,11 @@ mod held;
 mod log_limit;
 mod names;
 mod rejections;
+mod restore;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -29,11 +30,12 @@ use self::{
     held::{Held, Reply},
     names::NameUses,
     rejections::{Rejections, rejected},
+    restore::Waiting,
 };
 use super::{
     Change, Entry, History, Update,
     resolve::{Answer, Names},
-    snapshot::{Frame, Stored},
+    snapshot::Frame,
 };
 use crate::{
     live::{Live, Rejected},
@@ -77,7 +79,12 @@ pub struct Publisher {
     acceptance: Acceptance,
     barriers: Barriers,
     archive: Archive,
-    restored: Option<Stored>,
+    /// What is on disk, until it runs.
+    restored: Option<restore::Restored>,
+    /// What was restored is in the table, which is not to be published yet.
+    waiting: Option<Waiting>,
+    /// etcd has said that the revision is of its history.
+    is_vouched: bool,
     changed_keys: usize,
 }
 
@@ -127,6 +134,8 @@ impl Publisher {
             barriers: Barriers::default(),
             archive: Archive::default(),
             restored: None,
+            waiting: None,
+            is_vouched: false,
             changed_keys: 0,
         }
     }
@@ -134,12 +143,6 @@ impl Publisher {
     /// Tells here what is to be kept on disk, whenever that changes.
     pub fn archiving(mut self, frames: watch::Sender<Option<Frame>>) -> Self {
         self.archive = Archive::telling(frames, &self.prefix);
-        self
-    }
-
-    /// Publishes this before the first update. What was in force stays so, though etcd lacked or rejected it.
-    pub fn restoring(mut self, stored: Stored) -> Self {
-        self.restored = Some(stored);
         self
     }
 
@@ -151,8 +154,8 @@ impl Publisher {
     /// Applies updates until their sender is gone. What queued up meanwhile shares one swap.
     pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut batch = Vec::with_capacity(MOST_UPDATES_A_SWAP);
-        if let Some(stored) = self.restored.take() {
-            self.restore(stored);
+        if self.restored.is_some() {
+            self.restore();
             self.build_and_publish().await;
         }
         loop {
@@ -164,7 +167,8 @@ impl Publisher {
                     }
                 }
                 answer = self.names.answer() => self.apply_answer(answer),
-                Some(reply) = self.accepts.recv() => accepted = Some((reply, self.accept_held())),
+                why = Waiting::in_vain(&mut self.waiting) => self.give_up_waiting(why),
+                Some(reply) = self.accepts.recv(), if self.waiting.is_none() => accepted = Some((reply, self.accept_held())),
                 () = self.held.due() => self.judge_held(),
                 () = self.rejections.due() => {}
                 () = self.barriers.due() => {}
@@ -178,27 +182,6 @@ impl Publisher {
                 let _ = reply.send(count);
             }
         }
-    }
-
-    /// As if etcd had gone, with what was in force, from one history to another: that is what is not known now.
-    fn restore(&mut self, stored: Stored) {
-        let Stored {
-            cluster_id,
-            revision,
-            confirmed,
-            entries,
-            kept,
-        } = stored;
-        for (entries, history) in [(kept, History::Continued), (entries, History::Another)] {
-            self.apply(Update::Snapshot {
-                entries,
-                revision,
-                history,
-                cluster_id: Some(cluster_id),
-                last_good: Vec::new(),
-            });
-        }
-        self.archive.restored(confirmed);
     }
 
     async fn build_and_publish(&mut self) {
@@ -234,12 +217,8 @@ impl Publisher {
                 cluster_id,
                 last_good,
             } => {
-                self.barriers.retain(&self.prefix, &entries);
-                self.delete_absent(&entries, revision, history);
-                self.archive.retain(&entries, &self.held);
-                for entry in last_good.iter().chain(&entries) {
-                    self.put(entry, Origin::Snapshot);
-                }
+                self.apply_snapshot(&entries, revision, history, &last_good);
+                self.replaced();
                 from = cluster_id;
                 revision
             }
@@ -255,9 +234,26 @@ impl Publisher {
                 revision
             }
             Update::Progress { revision } => revision,
+            Update::Vouched { through } => return self.vouched(through),
         };
         self.revision = Some(revision);
         self.archive.confirm(revision, from);
+        self.see_whether_caught_up();
+    }
+
+    fn apply_snapshot(
+        &mut self,
+        entries: &[Entry],
+        revision: Revision,
+        history: History,
+        last_good: &[Entry],
+    ) {
+        self.barriers.retain(&self.prefix, entries);
+        self.delete_absent(entries, revision, history);
+        self.archive.retain(entries, &self.held);
+        for entry in last_good.iter().chain(entries) {
+            self.put(entry, Origin::Snapshot);
+        }
     }
 
     fn delete_absent(&mut self, entries: &[Entry], revision: Revision, history: History) {
@@ -428,7 +424,7 @@ impl Publisher {
     }
 
     fn publish(&mut self) {
-        let Some(revision) = self.revision else {
+        let Some(revision) = self.revision.filter(|_| self.waiting.is_none()) else {
             return;
         };
         let is_first = self.live.applied.borrow().is_none();
@@ -452,8 +448,13 @@ impl Publisher {
             control_plane.routes.set(gauge(counts.routes));
         }
         self.metrics.control_plane.revision.set(revision);
-        self.live.applied.send_replace(Some(revision));
-        // Before who waits hears of it.
+        self.live.applied.send_modify(|applied| {
+            *applied = Some(revision);
+            // With it: a revision of another history must not pass for one of this.
+            if self.is_vouched {
+                self.live.is_unvouched.store(false, Ordering::Relaxed);
+            }
+        });
         self.archive.publish();
         self.barriers
             .publish(&self.live, &self.rejections, &self.held);

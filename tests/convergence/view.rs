@@ -56,6 +56,7 @@ impl View {
                 self.revision = revision;
             }
             Update::Progress { revision } => self.revision = revision,
+            Update::Vouched { .. } => {}
         }
         match self.revision >= before {
             true => Ok(()),

@@ -65,7 +65,7 @@ impl Follower {
                     self.keys.remove(&text(key));
                 }
             }),
-            Update::Progress { .. } => {}
+            Update::Progress { .. } | Update::Vouched { .. } => {}
         }
         update
     }

@@ -72,6 +72,9 @@ pub enum Reread {
     /// What we have is not what etcd had at our revision: the same history, but the watch lost something.
     #[error("what we have differs from what etcd has")]
     Difference,
+    /// Nothing can be put that would show when the watch has brought everything: the same history.
+    #[error("no pulse can be put that would show how far the watch is")]
+    NoPulse,
     /// No live key is known that could vouch for the history.
     #[error("no key is known that could vouch for it")]
     NoWitness,
@@ -95,7 +98,7 @@ impl Reread {
     /// How what is read for this reason belongs to what was known.
     pub fn history(self) -> History {
         match self {
-            Self::Compacted | Self::TooLarge | Self::Silent | Self::Difference => {
+            Self::Compacted | Self::TooLarge | Self::Silent | Self::Difference | Self::NoPulse => {
                 History::Continued
             }
             Self::Start

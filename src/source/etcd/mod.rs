@@ -65,6 +65,8 @@ pub struct Etcd<C = Connector> {
     state: State,
     retry: Retry,
     vigil: Vigil,
+    /// What is known was passed on by nobody here, and no cluster has vouched for it yet.
+    is_unvouched: bool,
     metrics: Arc<Metrics>,
     /// For the jitter.
     random: StdRng,
@@ -90,6 +92,7 @@ impl<C: Connect> Etcd<C> {
             // Not all instances of a fleet on the first member.
             retry: Retry::new(connector.endpoints().len(), random.random()),
             vigil: Vigil::over(prefix.as_bytes(), Pace::default(), random.random()),
+            is_unvouched: false,
             metrics: Metrics::new(),
             random,
             connector,
@@ -100,10 +103,12 @@ impl<C: Connect> Etcd<C> {
     }
 
     /// Goes on from what this cluster had at this revision, all of which the receiver of the updates has already:
-    /// if the cluster vouches for it, the first update brings what changed since, else a snapshot.
+    /// if the cluster vouches for it, the first update says so and up to where what changed since will be brought, else
+    /// it is a snapshot.
     pub fn resuming(mut self, cluster_id: u64, revision: Revision, entries: &[Entry]) -> Self {
         let known = Known::of(&self.prefix, cluster_id, revision, entries);
         self.state = State::Watching(known);
+        self.is_unvouched = true;
         self
     }
 
@@ -142,6 +147,7 @@ impl<C: Connect> Etcd<C> {
                 range_end: &self.range_end,
                 state: &mut self.state,
                 vigil: &mut self.vigil,
+                is_unvouched: &mut self.is_unvouched,
                 report: &mut report,
                 updates,
                 footing: Footing::Resumed,

@@ -108,7 +108,7 @@ impl Report {
     /// Everything was read, for this reason. The revision may be lower than before: another history.
     pub(super) fn read(&self, endpoint: &str, reason: Reread, revision: Revision, keys: usize) {
         match reason {
-            Reread::Start | Reread::Compacted | Reread::NoWitness => {
+            Reread::Start | Reread::Compacted | Reread::NoWitness | Reread::NoPulse => {
                 info!(endpoint, revision, keys, because = %reason, "read all keys");
             }
             Reread::TooLarge

@@ -40,6 +40,7 @@ pub(super) struct Session<'a, C> {
     pub(super) range_end: &'a [u8],
     pub(super) state: &'a mut State,
     pub(super) vigil: &'a mut Vigil,
+    pub(super) is_unvouched: &'a mut bool,
     pub(super) report: &'a mut Report,
     pub(super) updates: &'a mpsc::Sender<Update>,
     /// What the next watch goes on from.
@@ -80,6 +81,31 @@ impl<C: Connect> Session<'_, C> {
             None => Err(Reread::NoWitness),
         };
         self.state.judged(verdict);
+        if let State::Watching(_) = self.state
+            && *self.is_unvouched
+        {
+            return self.vouch(connection).await;
+        }
+        Ok(())
+    }
+
+    /// What is known goes on here. How far the store is must be told by something that the watch will bring, as it says
+    /// nothing of revisions that touched other keys: so by a pulse, or where none can be put, by reading everything.
+    async fn vouch(&mut self, connection: &impl Transport) -> Result<(), Fault> {
+        let (key, value) = self.vigil.pulse();
+        match connection.put(&key, value).await {
+            Ok(through) => {
+                self.send(Update::Vouched { through }).await?;
+                *self.is_unvouched = false;
+            }
+            // A fresh login may help, or another member.
+            Err(fault @ Fault::Refused(_)) if !fault.is_want_of_rights() => return Err(fault),
+            Err(fault) if !fault.is_refusal() => return Err(fault),
+            refused => {
+                self.report.pulse(&refused);
+                self.state.read_anew(Reread::NoPulse);
+            }
+        }
         Ok(())
     }
 
@@ -141,6 +167,7 @@ impl<C: Connect> Session<'_, C> {
         self.footing = Footing::Read;
         self.vigil.standing(Instant::now(), self.footing, &known);
         *self.state = State::Watching(known);
+        *self.is_unvouched = false;
         Ok(())
     }
 

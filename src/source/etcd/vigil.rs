@@ -225,6 +225,11 @@ impl Vigil {
         }
     }
 
+    /// A pulse of ours: its key and its value.
+    pub fn pulse(&self) -> (Vec<u8>, Vec<u8>) {
+        (pulse_key(&self.prefix), pulse::value(self.instance))
+    }
+
     fn pulse_answered(&mut self, now: Instant, result: Result<Revision, Fault>) -> Step {
         match result {
             Ok(_) => {
@@ -350,10 +355,10 @@ impl Vigil {
         let fleet = fleet_prefix(&self.prefix);
         let pulse = pulse_key(&self.prefix);
         match check {
-            Check::Pulse => Task::Put {
-                key: pulse,
-                value: pulse::value(self.instance),
-            },
+            Check::Pulse => {
+                let (key, value) = self.pulse();
+                Task::Put { key, value }
+            }
             Check::Store => {
                 let behind = [&pulse[..], b"\0"].concat();
                 count(pulse, behind, None)

@@ -1,5 +1,6 @@
 mod restored;
 mod torn;
+mod waiting;
 
 use super::*;
 use crate::{

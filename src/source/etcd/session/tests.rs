@@ -1,6 +1,7 @@
 //! The source over an etcd whose watches fail silently; hours pass in no time.
 
 mod fake;
+mod resumed;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -127,7 +128,7 @@ impl Bench {
                     };
                 }
             }
-            Update::Progress { .. } => {}
+            Update::Progress { .. } | Update::Vouched { .. } => {}
         }
     }
 

@@ -67,6 +67,7 @@ impl Mirror {
                 self.revision = *revision;
             }
             Update::Progress { revision } => self.revision = *revision,
+            Update::Vouched { .. } => {}
         }
         let now_held = self.known.held();
         if now_held != held {
@@ -79,7 +80,7 @@ impl Mirror {
             Update::Snapshot { history, .. } => {
                 *history == source::History::Another || self.is_like(&keys_before, before)
             }
-            Update::Changes { .. } | Update::Progress { .. } => false,
+            Update::Changes { .. } | Update::Progress { .. } | Update::Vouched { .. } => false,
         };
         let goes_on = |history: &&History| {
             may_be_another || before == 0 || history.at(before) == Some(&keys_before)

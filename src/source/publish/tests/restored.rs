@@ -1,9 +1,11 @@
 //! What is kept on disk, and what becomes of it at the next start.
 
+use std::future;
+
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
-use crate::source::snapshot::testing::stored_of;
+use crate::source::snapshot::{Stored, testing::stored_of};
 
 const GOOD: &str = r#"{"weight": 2}"#;
 const BAD: &str = r#"{"weight": "many"}"#;
@@ -14,7 +16,7 @@ fn archiving(stored: Option<Stored>) -> (Bench, watch::Receiver<Option<Frame>>) 
     let bench = Bench::of(|publisher| {
         let publisher = publisher.archiving(tell);
         match stored {
-            Some(stored) => publisher.restoring(stored),
+            Some(stored) => publisher.restoring(stored, future::ready(())),
             None => publisher,
         }
     });
