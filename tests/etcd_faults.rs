@@ -46,6 +46,43 @@ async fn a_resume_over_more_than_four_mebibytes_keeps_every_revision_whole() {
     assert_eq!(follower.keys.len(), 21);
 }
 
+/// etcd sends a thousand revisions at once. The last one is of another key, so none of our changes tells that it has come.
+#[tokio::test]
+async fn a_resume_from_far_behind_is_stale_until_it_has_caught_up() {
+    let etcd = EtcdCluster::start(1).await;
+    etcd.put("/hosts/a/a:80", "").await;
+    let (mut follower, link) = follow_by_link(&etcd).await;
+    follower.snapshot().await;
+    follower.until_connected().await;
+    link.cut();
+    follower.until_disconnected().await;
+    let mut last = 0;
+    for _ in 0..1_200 {
+        last = etcd.put("/hosts/b/b:80", "").await;
+    }
+    etcd.put("/elsewhere", "").await;
+    link.mend(&etcd.endpoints()[0]);
+    loop {
+        let (_, revision) = follower.changes().await;
+        if revision == last {
+            break;
+        }
+        let status = follower.live.status.borrow().clone();
+        assert!(status.stale_since.is_some(), "at {revision} of {last}");
+        follower
+            .until_status(|status| {
+                let catching_up = format!("catching up with etcd: {revision} of {}", last + 1);
+                status.error.as_ref() == Some(&catching_up)
+            })
+            .await;
+    }
+    let begun = Instant::now();
+    follower.until_connected().await;
+    assert!(follower.live.status.borrow().stale_since.is_none());
+    // A pulse would tell as well, half a minute later.
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
 #[tokio::test]
 async fn a_restarted_member_is_resumed_without_missing_or_repeating_a_change() {
     let mut etcd = EtcdCluster::start(1).await;

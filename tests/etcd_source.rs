@@ -127,7 +127,9 @@ async fn a_revision_in_several_fragments_is_one_update() {
             .collect();
         etcd.txn(puts).await;
     }
-    let mut follower = Follower::of(etcd.config());
+    // Fragments are asked for where a whole one is too large.
+    let source = Etcd::new(etcd.config(), PREFIX.to_owned()).expect("a usable configuration");
+    let mut follower = Follower::following(source.taking_at_most(1 << 20));
     follower.snapshot().await;
     assert_eq!(follower.keys.len(), 1_500);
     follower.until_connected().await;

@@ -85,10 +85,9 @@ async fn a_resume_over_more_than_four_mebibytes_loses_no_request() {
     rig.finish().await;
 }
 
-/// etcd cuts what it sends at the size it limits requests to (and half a MiB more): a range of 1.3 MiB of keys that is
-/// deleted at one revision comes in two fragments.
+/// It is larger than what etcd takes in one request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revision_in_several_fragments_is_seen_whole() {
+async fn a_range_that_is_deleted_at_one_revision_is_seen_whole() {
     let options = Options {
         flags: vec!["--max-request-bytes=200000".to_owned()],
         ..Options::default()

@@ -63,10 +63,10 @@ async fn a_start_without_etcd_serves_the_snapshot_and_then_catches_up() {
     place.etcd.delete(&place.key("a.test")).await;
     until_status(&third, "c.test", 200).await;
     until_status(&third, "a.test", 404).await;
-    assert_eq!(
-        third.admin_get("/readyz").await,
-        (200, "ready\n".to_owned())
-    );
+    eventually("nothing more is to come", async || {
+        third.admin_get("/readyz").await == (200, "ready\n".to_owned())
+    })
+    .await;
     assert_eq!(third.metric("waypost_source_stale_seconds", &[]).await, 0.0);
     until_written(&third, put + 1).await;
     assert_eq!(

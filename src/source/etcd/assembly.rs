@@ -17,6 +17,8 @@ pub struct Response {
     pub cancel_reason: String,
     /// More of the same revisions follows.
     pub fragment: bool,
+    /// Of whom this is; 0 if that is not said, as by a gRPC proxy.
+    pub cluster_id: u64,
     /// The store's revision when this was sent.
     pub revision: Revision,
     /// What changed.

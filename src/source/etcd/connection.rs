@@ -12,7 +12,7 @@ use super::{
     fault::Fault,
     identity::{Testimony, Witness},
     reading::{Content, Page, PageRequest},
-    transport::{Connect, Transport, Watch},
+    transport::{Connect, Responses, Transport, Watch},
 };
 use crate::{
     config::{EtcdConfig, etcd::is_https},
@@ -34,6 +34,8 @@ pub(super) const MESSAGE_BYTES: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Connector {
     config: EtcdConfig,
+    /// The most that a response of a watch may have.
+    response_bytes: usize,
 }
 
 impl Connector {
@@ -44,11 +46,19 @@ impl Connector {
     /// Names the certificate file that can't be used.
     pub fn new(config: EtcdConfig) -> anyhow::Result<Self> {
         anyhow::ensure!(!config.endpoints.is_empty(), "--etcd names no endpoint");
-        let connector = Self { config };
+        let connector = Self {
+            config,
+            response_bytes: MESSAGE_BYTES,
+        };
         if connector.endpoints().iter().any(|url| is_https(url)) {
             tls_options(&connector.config)?;
         }
         Ok(connector)
+    }
+
+    /// No response of a watch may be larger than this.
+    pub(super) fn limit_responses(&mut self, bytes: usize) {
+        self.response_bytes = bytes;
     }
 
     /// A connection to the first endpoint that answers, for a command that a person waits for: all of them together
@@ -79,6 +89,20 @@ impl Connector {
             failures.join("; ")
         )
     }
+
+    async fn connect_with(
+        &self,
+        endpoint: &str,
+        options: ConnectOptions,
+    ) -> Result<Connection, Fault> {
+        let client = bounded("connecting", Client::connect([endpoint], Some(options))).await?;
+        let kv = client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
+        Ok(Connection {
+            client,
+            kv,
+            response_bytes: self.response_bytes,
+        })
+    }
 }
 
 impl Connect for Connector {
@@ -102,13 +126,13 @@ impl Connect for Connector {
             options = options.with_tls(tls);
         }
         let Some(user) = &self.config.user else {
-            return connect(endpoint, options).await;
+            return self.connect_with(endpoint, options).await;
         };
         let password = read_password(&user.password).await?;
         let login = options.clone().with_user(&user.name, password);
-        match connect(endpoint, login).await {
+        match self.connect_with(endpoint, login).await {
             // As etcdctl does: a login is no error where none is needed.
-            Err(fault) if fault.wants_no_login() => connect(endpoint, options).await,
+            Err(fault) if fault.wants_no_login() => self.connect_with(endpoint, options).await,
             result => result,
         }
     }
@@ -127,6 +151,7 @@ pub struct Committed {
 pub struct Connection {
     pub(super) client: Client,
     pub(super) kv: KvClient,
+    response_bytes: usize,
 }
 
 impl Connection {
@@ -225,22 +250,25 @@ impl Transport for Connection {
         prefix: &[u8],
         range_end: &[u8],
         revision: Revision,
+        responses: Responses,
     ) -> Result<Stream, Fault> {
-        let options = WatchOptions::new()
+        let mut options = WatchOptions::new()
             .with_range(range_end)
             .with_start_revision(revision)
-            .with_fragment()
             .with_progress_notify();
+        if responses == Responses::InFragments {
+            options = options.with_fragment();
+        }
         let mut client = self
             .client
             .watch_client()
-            .max_decoding_message_size(MESSAGE_BYTES);
+            .max_decoding_message_size(self.response_bytes);
         let watch = bounded("starting the watch", client.watch(prefix, Some(options))).await?;
         Ok(Stream { watch })
     }
 }
 
-/// A watch stream with one watch on it.
+/// A watch stream with one watch on it, and now and then a second one.
 pub struct Stream {
     watch: WatchStream,
 }
@@ -252,6 +280,22 @@ impl Watch for Stream {
             Ok(None) => Err(Fault::Unreachable("etcd closed the watch".to_owned())),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn ask(&mut self, key: &[u8], revision: Revision) -> Result<(), Fault> {
+        // What has become of one key since then may be large, too.
+        let options = WatchOptions::new()
+            .with_start_revision(revision)
+            .with_fragment();
+        bounded(
+            "asking for a second watch",
+            self.watch.watch(key, Some(options)),
+        )
+        .await
+    }
+
+    async fn take_back(&mut self, watch_id: i64) -> Result<(), Fault> {
+        bounded("taking a second watch back", self.watch.cancel(watch_id)).await
     }
 }
 
@@ -266,12 +310,6 @@ pub(super) fn range_end(prefix: &[u8]) -> Vec<u8> {
     }
     // Nothing is behind 0xff...: etcd's word for "to the end".
     vec![0]
-}
-
-async fn connect(endpoint: &str, options: ConnectOptions) -> Result<Connection, Fault> {
-    let client = bounded("connecting", Client::connect([endpoint], Some(options))).await?;
-    let kv = client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
-    Ok(Connection { client, kv })
 }
 
 /// Every call to etcd goes through here.
@@ -314,6 +352,7 @@ fn plain(response: etcd_client::WatchResponse) -> Response {
         compact_revision: response.compact_revision,
         cancel_reason: response.cancel_reason,
         fragment: response.fragment,
+        cluster_id: (response.header.as_ref()).map_or(0, |header| header.cluster_id),
         revision: response.header.map_or(0, |header| header.revision),
         events: response.events.into_iter().filter_map(change).collect(),
     }

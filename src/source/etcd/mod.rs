@@ -1,11 +1,12 @@
 //! The etcd source: reads everything once, then follows one watch, and finds its way back after every fault.
 //!
 //! [`Etcd::run`] joins the parts. What a response, a page, a failure or a witness *means* is decided by plain functions
-//! over values in `assembly`, `reading`, `retry`, `identity` and `known`, and in `vigil` what is asked beside a watch;
+//! over values in `assembly`, `backlog`, `reading`, `retry`, `identity` and `known`, and in `vigil` what is asked beside a watch;
 //! `session` carries it out over one `connection`, `state` is what is kept from one to the next, and `report` tells the
 //! operator. What the keys mean is the publisher's business.
 
 mod assembly;
+mod backlog;
 pub mod backoff;
 mod comparison;
 pub mod connection;
@@ -43,7 +44,7 @@ use self::{
     retry::Retry,
     session::{Session, read_everything},
     state::State,
-    transport::Connect,
+    transport::{Connect, Responses},
     vigil::{Footing, Vigil},
 };
 pub use self::{
@@ -81,6 +82,12 @@ impl Etcd {
     pub fn new(config: EtcdConfig, prefix: String) -> anyhow::Result<Self> {
         let connector = Connector::new(config)?;
         Ok(Self::over(connector, prefix, rand::random()))
+    }
+
+    /// Takes no response of a watch that is larger than this: 64 MiB unless told.
+    pub fn taking_at_most(mut self, bytes: usize) -> Self {
+        self.connector.limit_responses(bytes);
+        self
     }
 }
 
@@ -151,7 +158,9 @@ impl<C: Connect> Etcd<C> {
                 report: &mut report,
                 updates,
                 footing: Footing::Resumed,
-                is_standing: false,
+                responses: Responses::Whole,
+                watch_id: None,
+                backlog: None,
                 watching_since: None,
             };
             let Err(fault) = session.run().await;

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Instant};
 
 use tracing::{debug, info, warn};
 
-use super::{comparison::Differences, fault::Fault, identity::Reread, reading::CatchUp};
+use super::{
+    comparison::Differences, fault::Fault, identity::Reread, reading::CatchUp, session::Ending,
+};
 use crate::{live::Live, route::Revision, telemetry::metrics::Metrics};
 
 /// Tells, and remembers what was told.
@@ -22,6 +24,7 @@ struct Told {
     is_connected: bool,
     is_unreachable: bool,
     is_refused: bool,
+    is_catching_up: bool,
 }
 
 impl Told {
@@ -30,6 +33,11 @@ impl Told {
         let told = std::mem::take(self);
         self.is_connected = true;
         !told.is_connected
+    }
+
+    /// They do, and are late; whether that is news.
+    fn catching_up(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_catching_up, true)
     }
 
     /// They don't, because of this; whether that is news.
@@ -53,7 +61,7 @@ impl Report {
         }
     }
 
-    /// The watch stands: changes reach us.
+    /// The watch stands, and changes reach us as they happen.
     pub(super) fn connected(&mut self, endpoint: &str, revision: Revision) {
         self.live.status.send_modify(|status| {
             status.connected = true;
@@ -66,6 +74,31 @@ impl Report {
         } else {
             debug!(endpoint, revision, "watching etcd anew");
         }
+    }
+
+    /// The watch stands, and has brought everything up to this revision; etcd was at `through` when it began.
+    pub(super) fn catching_up(&mut self, endpoint: &str, revision: Revision, through: Revision) {
+        self.live.status.send_modify(|status| {
+            status.connected = false;
+            status.location = endpoint.to_owned();
+            status.error = Some(format!("catching up with etcd: {revision} of {through}"));
+        });
+        if self.told.catching_up() {
+            info!(endpoint, revision, through, "catching up with etcd");
+        }
+    }
+
+    /// No changes reach us until the next watch stands.
+    pub(super) fn interrupted(&self, ending: &Ending) {
+        let because = match ending {
+            Ending::Reread(reason) => reason.to_string(),
+            Ending::TooLarge => Reread::TooLarge.to_string(),
+        };
+        self.live.status.send_modify(|status| {
+            status.connected = false;
+            status.stale_since.get_or_insert_with(Instant::now);
+            status.error = Some(because);
+        });
     }
 
     /// Changes don't reach us until it works again.

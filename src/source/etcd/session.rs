@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::{
     assembly::{Assembly, Heard, Response},
+    backlog::Backlog,
     comparison::Differences,
     connection::{CALL_TIME, silent},
     fault::Fault,
@@ -20,7 +21,7 @@ use super::{
     reading::{Everything, Reading},
     report::Report,
     state::State,
-    transport::{Connect, Transport, Watch},
+    transport::{Connect, Responses, Transport, Watch},
     vigil::{Footing, Outcome, Step, Task, Vigil},
 };
 use crate::{
@@ -31,6 +32,15 @@ use crate::{
 /// After an unpinned read, a watch this quiet may have brought what it had, for etcd serves a late watch every 100 ms.
 /// Or its member lags, and the pages show what is still to come: only another read tells.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Why a watch is over, though its connection is not.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Everything is to be read.
+    Reread(Reread),
+    /// It brings more at once than we decode, and is to go on in fragments.
+    TooLarge,
+}
 
 /// What is done over one connection.
 pub(super) struct Session<'a, C> {
@@ -45,8 +55,12 @@ pub(super) struct Session<'a, C> {
     pub(super) updates: &'a mpsc::Sender<Update>,
     /// What the next watch goes on from.
     pub(super) footing: Footing,
-    /// Whether the present watch stands.
-    pub(super) is_standing: bool,
+    /// How the next watch is asked for.
+    pub(super) responses: Responses,
+    /// Of the present watch, once it stands.
+    pub(super) watch_id: Option<i64>,
+    /// What that is late for.
+    pub(super) backlog: Option<Backlog>,
     /// Since when a watch stands, if it got so far.
     pub(super) watching_since: Option<Instant>,
 }
@@ -61,9 +75,16 @@ impl<C: Connect> Session<'_, C> {
             if let State::Snapshot { .. } = self.state {
                 self.read(&*connection).await?;
             }
-            let reason;
-            (reason, connection) = self.watch(connection).await?;
-            self.state.read_anew(reason);
+            let ending;
+            (ending, connection) = self.watch(connection).await?;
+            self.report.interrupted(&ending);
+            match ending {
+                Ending::Reread(reason) => {
+                    self.responses = Responses::Whole;
+                    self.state.read_anew(reason);
+                }
+                Ending::TooLarge => self.responses = Responses::InFragments,
+            }
         }
     }
 
@@ -171,11 +192,11 @@ impl<C: Connect> Session<'_, C> {
         Ok(())
     }
 
-    /// One watch, until it ends or everything must be read anew: why, and over which connection.
+    /// One watch, until it ends or everything must be read anew, and the connection to go on with.
     async fn watch(
         &mut self,
         connection: Arc<C::Transport>,
-    ) -> Result<(Reread, Arc<C::Transport>), Fault> {
+    ) -> Result<(Ending, Arc<C::Transport>), Fault> {
         let from = match &self.state {
             State::Watching(known) => known.revision,
             State::CatchingUp { catch_up, .. } => catch_up.from,
@@ -183,8 +204,10 @@ impl<C: Connect> Session<'_, C> {
                 return Err(Fault::Unreachable("nothing to watch from".to_owned()));
             }
         };
-        let mut watch = connection.watch(self.prefix, self.range_end, from).await?;
-        self.is_standing = false;
+        let mut watch =
+            (connection.watch(self.prefix, self.range_end, from, self.responses)).await?;
+        self.watch_id = None;
+        self.backlog = None;
         let mut assembly = Assembly::from(from);
         let mut calls = connection;
         let mut asked = pin!(Fuse::terminated());
@@ -201,19 +224,22 @@ impl<C: Connect> Session<'_, C> {
                     self.answered(outcome)
                 }
                 response = watch.response() => {
-                    // No smaller one can be asked for: to resume would end in this again.
                     if let Err(Fault::TooLarge) = response {
-                        return Ok((Reread::TooLarge, calls));
+                        return Ok((self.too_large(), calls));
                     }
-                    match self.hear(response?, &mut assembly).await? {
-                        Some(reason) => return Ok((reason, calls)),
-                        None => Step::Rest,
+                    let response = response?;
+                    if self.watch_id.is_some_and(|ours| response.watch_id != ours) {
+                        self.hear_another(&mut watch, &response).await?;
+                    } else if let Some(reason) = self.hear(response, &mut assembly).await? {
+                        return Ok((Ending::Reread(reason), calls));
                     }
+                    Step::Rest
                 }
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
                     self.ring()?
                 }
             };
+            self.look_behind(&mut watch, assembly.revision()).await?;
             match step {
                 Step::Rest => {}
                 Step::Ask(task) => {
@@ -223,7 +249,7 @@ impl<C: Connect> Session<'_, C> {
                 Step::Reconciled => self.report.reconciled(&Differences::default()),
                 Step::Differs(differences) => {
                     self.report.reconciled(&differences);
-                    return Ok((Reread::Difference, calls));
+                    return Ok((Ending::Reread(Reread::Difference), calls));
                 }
                 Step::Renew(fault) => {
                     if matches!(fault, Fault::Silent(_)) {
@@ -236,18 +262,57 @@ impl<C: Connect> Session<'_, C> {
                     if let State::Watching(_) = self.state {
                         self.report.silent();
                     }
-                    return Ok((reason, calls));
+                    return Ok((Ending::Reread(reason), calls));
                 }
             }
         }
     }
 
+    /// What to do about a response over our limit. No smaller ones than fragments can be asked for.
+    fn too_large(&self) -> Ending {
+        match self.responses {
+            Responses::Whole => Ending::TooLarge,
+            Responses::InFragments => Ending::Reread(Reread::TooLarge),
+        }
+    }
+
+    /// Finds out whether the watch has brought all that happened before it stood, and tells.
+    async fn look_behind(
+        &mut self,
+        watch: &mut impl Watch,
+        revision: Revision,
+    ) -> Result<(), Fault> {
+        let Some(backlog) = &mut self.backlog else {
+            return Ok(());
+        };
+        let known = match &self.state {
+            State::Watching(known) if backlog.is_over(revision, Instant::now()) => {
+                self.backlog = None;
+                self.report.connected(self.endpoint, known.revision);
+                return Ok(());
+            }
+            State::Watching(known) => Some(known),
+            State::Snapshot { .. } | State::CatchingUp { .. } => None,
+        };
+        (self.report).catching_up(self.endpoint, revision, backlog.end());
+        if !backlog.is_owed_an_answer()
+            && let Some(witness) = known.and_then(|known| known.identity.witness())
+        {
+            watch.ask(&witness.key, witness.mod_revision).await?;
+            backlog.asked();
+        }
+        Ok(())
+    }
+
     /// When silence means something.
     fn wakes_at(&self) -> Option<Instant> {
         match &self.state {
-            _ if !self.is_standing => Some(Instant::now() + CALL_TIME),
+            _ if self.watch_id.is_none() => Some(Instant::now() + CALL_TIME),
             State::CatchingUp { .. } => Some(Instant::now() + QUIET),
-            State::Watching(_) => self.vigil.wakes_at(),
+            State::Watching(_) => {
+                let backlog = self.backlog.as_ref().map(Backlog::silence_ends);
+                backlog.into_iter().chain(self.vigil.wakes_at()).min()
+            }
             State::Snapshot { .. } => None,
         }
     }
@@ -255,7 +320,7 @@ impl<C: Connect> Session<'_, C> {
     /// The watch was silent until now.
     fn ring(&mut self) -> Result<Step, Fault> {
         match &self.state {
-            _ if !self.is_standing => Err(silent("starting the watch")),
+            _ if self.watch_id.is_none() => Err(silent("starting the watch")),
             State::CatchingUp { reason, .. } => Ok(Step::Reread(*reason)),
             State::Watching(known) => Ok(self.vigil.ring(Instant::now(), known)),
             State::Snapshot { .. } => Ok(Step::Rest),
@@ -272,21 +337,41 @@ impl<C: Connect> Session<'_, C> {
         }
     }
 
+    /// Takes a response to another watch than ours in.
+    async fn hear_another(
+        &mut self,
+        watch: &mut impl Watch,
+        response: &Response,
+    ) -> Result<(), Fault> {
+        let backlog = self.backlog.as_mut();
+        match backlog.and_then(|backlog| backlog.answered(response)) {
+            Some(answered) => watch.take_back(answered).await,
+            None => Ok(()),
+        }
+    }
+
     /// Takes a response of the watch in; why everything must be read, if it must.
     async fn hear(
         &mut self,
         response: Response,
         assembly: &mut Assembly,
     ) -> Result<Option<Reread>, Fault> {
+        self.check_cluster(response.cluster_id)?;
         self.report.observed(response.watch_id, response.revision);
-        let more_follows = response.fragment;
+        let Response {
+            watch_id,
+            revision: there,
+            fragment: more_follows,
+            ..
+        } = response;
         match assembly.hear(response) {
             Heard::Created => {
-                self.is_standing = true;
-                self.watching_since = Some(Instant::now());
-                self.report.connected(self.endpoint, assembly.revision());
+                let now = Instant::now();
+                self.watch_id = Some(watch_id);
+                self.watching_since = Some(now);
+                self.backlog = Some(Backlog::through(there, now));
                 if let State::Watching(known) = &self.state {
-                    self.vigil.standing(Instant::now(), self.footing, known);
+                    self.vigil.standing(now, self.footing, known);
                 }
                 return Ok(None);
             }
@@ -302,8 +387,26 @@ impl<C: Connect> Session<'_, C> {
                 return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
             }
         }
-        self.vigil.heard(Instant::now());
+        let now = Instant::now();
+        self.vigil.heard(now);
+        if let Some(backlog) = &mut self.backlog {
+            backlog.heard(now);
+        }
         Ok(None)
+    }
+
+    /// Behind the same connection there may be another cluster, when something in between connects it anew.
+    fn check_cluster(&self, cluster_id: u64) -> Result<(), Fault> {
+        let known = match &self.state {
+            State::Watching(known) => known.identity.cluster_id,
+            State::CatchingUp { catch_up, .. } => catch_up.cluster_id,
+            State::Snapshot { .. } => return Ok(()),
+        };
+        match cluster_id {
+            0 => Ok(()),
+            _ if cluster_id == known => Ok(()),
+            _ => Err(Fault::Unreachable("another cluster answers".to_owned())),
+        }
     }
 
     async fn apply(&mut self, changes: Vec<Change>, up_to: Revision) -> Result<(), Fault> {

@@ -16,7 +16,10 @@ use super::super::Etcd;
 use crate::{
     live::{Live, Status},
     route::Revision,
-    source::{Change, History, Update, etcd::fault::Fault},
+    source::{
+        Change, History, Update,
+        etcd::{fault::Fault, transport::Responses},
+    },
     telemetry::metrics::Metrics,
 };
 
@@ -431,9 +434,22 @@ async fn an_unpinned_read_waits_for_the_revision_of_its_last_page() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_brings_too_much_at_once_is_replaced_by_a_read() {
+async fn a_watch_that_brings_too_much_at_once_goes_on_in_fragments() {
     let mut bench = Bench::start().await;
-    bench.etcd.store().is_late_too_large = true;
+    bench.etcd.store().too_large = vec![Responses::Whole];
+    let put = bench.etcd.put_unheard("/h/b");
+    bench.etcd.end_watches();
+    let took = bench.until("/h/b", put).await;
+    assert!(took < RESUME, "{took:?}");
+    bench.pass(Duration::from_secs(1)).await;
+    assert_eq!(bench.counts(), [1, 2, 3], "nothing is read");
+    assert!(bench.live.status.borrow().connected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_whose_fragments_are_too_much_is_replaced_by_a_read() {
+    let mut bench = Bench::start().await;
+    bench.etcd.store().too_large = vec![Responses::Whole, Responses::InFragments];
     let put = bench.etcd.put_unheard("/h/b");
     bench.etcd.end_watches();
     let took = bench.until("/h/b", put).await;
@@ -441,7 +457,56 @@ async fn a_watch_that_brings_too_much_at_once_is_replaced_by_a_read() {
     assert_eq!(bench.history, Some(History::Continued));
     let put = bench.etcd.put("/h/c");
     bench.until("/h/c", put).await;
-    assert_eq!(bench.counts(), [2, 2, 3]);
+    assert_eq!(bench.counts(), [2, 2, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_late_is_stale_until_it_has_caught_up() {
+    let mut bench = Bench::start().await;
+    bench.etcd.store().is_busy = true;
+    let put = bench.etcd.put_unheard("/h/b");
+    bench.etcd.put_elsewhere();
+    bench.etcd.end_watches();
+    bench.pass(Duration::from_secs(10)).await;
+    let status = bench.live.status.borrow().clone();
+    assert!(!status.connected && status.stale_since.is_some());
+    let error = status.error.expect("a reason");
+    assert_eq!(error, "catching up with etcd: 1 of 3");
+    assert!(bench.etcd.serve() > 0);
+    bench.until("/h/b", put).await;
+    // What happened last is none of ours: only answers tell that nothing more comes.
+    bench.pass(Duration::from_millis(500)).await;
+    let status = bench.live.status.borrow().clone();
+    assert!(
+        status.connected && status.stale_since.is_none(),
+        "{status:?}"
+    );
+    assert_eq!(bench.snapshots, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_late_for_nothing_of_ours_is_not_stale_for_long() {
+    let mut bench = Bench::start().await;
+    bench.etcd.put_elsewhere();
+    bench.etcd.end_watches();
+    bench.pass(Duration::from_secs(1)).await;
+    let status = bench.live.status.borrow().clone();
+    assert!(
+        status.connected && status.stale_since.is_none(),
+        "{status:?}"
+    );
+    assert_eq!(bench.counts(), [1, 2, 2]);
+}
+
+/// Whatever is between us and etcd connected anew, and our connection to it stands.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_another_cluster_answers_is_over() {
+    let mut bench = Bench::start().await;
+    bench.etcd.store().watched_cluster = 2;
+    bench.etcd.put("/h/b");
+    bench.pass(Duration::from_secs(1)).await;
+    assert!(bench.etcd.store().connects > 1);
+    assert_eq!(bench.keys.get("/h/b"), Some(&2), "resumed");
 }
 
 /// Nothing below the prefix happened while it was read, so the watch has nothing to complete it with.
@@ -459,6 +524,9 @@ async fn an_unpinned_read_that_nothing_completes_is_repeated_and_no_silence() {
     bench.etcd.end_watches_by(newest);
     bench.pass(Duration::from_secs(10)).await;
     assert!(bench.etcd.store().watched > 3, "it tries");
+    let status = bench.live.status.borrow().clone();
+    let is_stale = !status.connected && status.stale_since.is_some();
+    assert!(is_stale, "though the connection stands: {status:?}");
     bench.etcd.store().compacts_while_read = false;
     bench.until("/h/c", newest).await;
     assert_eq!(bench.snapshots, 2);

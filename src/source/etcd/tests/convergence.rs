@@ -72,7 +72,7 @@ fn converge(seeds: Range<u64>) {
 }
 
 /// All that the model can do and the steps below.
-const EVERYTHING: [&str; 21] = [
+const EVERYTHING: [&str; 22] = [
     "a pulse",
     "events were lost",
     "deletions were accepted",
@@ -86,6 +86,7 @@ const EVERYTHING: [&str; 21] = [
     "a progress notice",
     "events were repeated",
     "a fragment",
+    "a second watch was answered",
     "a lease ended",
     "compacted while away",
     "compacted again and again",

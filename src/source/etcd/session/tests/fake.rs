@@ -17,7 +17,7 @@ use crate::{
             fault::Fault,
             identity::{Testimony, Witness},
             reading::{Content, Page, PageRequest},
-            transport::{Connect, Transport, Watch},
+            transport::{Connect, Responses, Transport, Watch},
         },
     },
 };
@@ -35,8 +35,13 @@ pub struct Store {
     watches: Vec<mpsc::UnboundedSender<Response>>,
     /// New watches stand, and bring nothing.
     pub are_watches_deaf: bool,
-    /// What new watches are late for is more than we decode.
-    pub is_late_too_large: bool,
+    /// What new watches are late for is more than we decode if asked for like this.
+    pub too_large: Vec<Responses>,
+    /// etcd is busy, and what it owes to new watches is still to come.
+    pub is_busy: bool,
+    owed: Vec<(mpsc::UnboundedSender<Response>, Response)>,
+    /// What watches say whose they are; 0 is nothing.
+    pub watched_cluster: u64,
     /// What becomes of puts.
     pub puts_end_in: Option<Fault>,
     /// No token is accepted but that of a later connection.
@@ -88,6 +93,18 @@ impl Fake {
     /// Watches that stand bring nothing any more, and don't end.
     pub fn silence_watches(&self) {
         self.store().watches.clear();
+    }
+
+    /// etcd comes to what it owes, which is so many responses.
+    pub fn serve(&self) -> usize {
+        let mut store = self.store();
+        store.is_busy = false;
+        let owed = std::mem::take(&mut store.owed);
+        let count = owed.len();
+        for (watch, response) in owed {
+            watch.send(response).ok();
+        }
+        count
     }
 
     /// Tells everything that the watches heard last once more.
@@ -147,11 +164,21 @@ impl Store {
     fn tell(&mut self, events: Vec<Change>) {
         let response = Response {
             events,
+            cluster_id: self.watched_cluster,
             revision: self.revision,
             ..Response::default()
         };
         self.watches
             .retain(|watch| watch.send(response.clone()).is_ok());
+    }
+
+    /// What comes in its turn.
+    fn owe(&mut self, watch: &mpsc::UnboundedSender<Response>, response: Response) {
+        if self.is_busy {
+            self.owed.push((watch.clone(), response));
+        } else {
+            watch.send(response).ok();
+        }
     }
 
     fn at(&self, revision: Revision) -> BTreeMap<Bytes, Entry> {
@@ -265,16 +292,22 @@ impl Transport for Call {
         }
     }
 
-    async fn watch(&self, _: &[u8], _: &[u8], revision: Revision) -> Result<Stream, Fault> {
+    async fn watch(
+        &self,
+        _: &[u8],
+        _: &[u8],
+        revision: Revision,
+        asked: Responses,
+    ) -> Result<Stream, Fault> {
         let mut store = self.store()?;
         store.watched += 1;
         let (sender, responses) = mpsc::unbounded_channel();
-        let tell = |response| sender.send(response).expect("the receiver is here");
-        tell(Response {
+        let created = Response {
             created: true,
             revision: store.revision,
             ..Response::default()
-        });
+        };
+        sender.send(created).expect("the receiver is here");
         if !store.are_watches_deaf {
             let since = |change: &&Change| change.mod_revision() >= revision;
             let late: Vec<_> = store.history.iter().filter(since).cloned().collect();
@@ -284,17 +317,21 @@ impl Transport for Call {
                 late.len().max(1)
             };
             for events in late.chunks(most) {
-                tell(Response {
+                let response = Response {
                     events: events.to_vec(),
                     revision: store.revision,
                     ..Response::default()
-                });
+                };
+                store.owe(&sender, response);
             }
-            store.watches.push(sender);
+            store.watches.push(sender.clone());
         }
-        let is_too_large = store.is_late_too_large && revision < store.revision;
+        let is_too_large = store.too_large.contains(&asked) && revision < store.revision;
         Ok(Stream {
+            fake: self.fake.clone(),
+            sender,
             responses,
+            asked: 0,
             is_too_large,
         })
     }
@@ -310,7 +347,11 @@ fn failing(faults: &mut usize) -> Result<(), Fault> {
 
 /// A watch that is never over by itself.
 pub struct Stream {
+    fake: Fake,
+    sender: mpsc::UnboundedSender<Response>,
     responses: mpsc::UnboundedReceiver<Response>,
+    /// How many second watches were asked for.
+    asked: i64,
     is_too_large: bool,
 }
 
@@ -321,5 +362,28 @@ impl Watch for Stream {
             Some(response) => Ok(response),
             None => std::future::pending().await,
         }
+    }
+
+    async fn ask(&mut self, key: &[u8], revision: Revision) -> Result<(), Fault> {
+        self.asked += 1;
+        let response = Response {
+            watch_id: self.asked,
+            ..Response::default()
+        };
+        let created = Response {
+            created: true,
+            ..response.clone()
+        };
+        self.sender.send(created).ok();
+        let mut store = self.fake.store();
+        let is_meant = |change: &&Change| change.key() == key && change.mod_revision() >= revision;
+        let events: Vec<_> = store.history.iter().filter(is_meant).cloned().collect();
+        assert!(!events.is_empty(), "etcd has none, and never answers");
+        store.owe(&self.sender, Response { events, ..response });
+        Ok(())
+    }
+
+    async fn take_back(&mut self, _: i64) -> Result<(), Fault> {
+        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use super::super::super::{
     fault::Fault,
     identity::{Testimony, Witness},
     reading::{Content, Page, PageRequest},
-    transport::Transport,
+    transport::{Responses, Transport},
 };
 use super::{Model, State, stream::Stream};
 use crate::{route::Revision, source::Entry};
@@ -172,6 +172,7 @@ impl Transport for Link {
         _prefix: &[u8],
         _range_end: &[u8],
         revision: Revision,
+        _: Responses,
     ) -> Result<Stream, Fault> {
         self.call(|_| Ok(())).await?;
         Ok(Stream::over(self.clone(), revision))

@@ -29,6 +29,9 @@ pub struct Stream {
     /// Up to where compaction was noticed.
     compacted: Revision,
     is_created: bool,
+    /// How many second watches were asked for, and on what, as far as they are not answered.
+    asked: i64,
+    questions: VecDeque<(Vec<u8>, Revision)>,
     /// Sent, and under way until `arrives`.
     queue: VecDeque<Response>,
     arrives: Instant,
@@ -62,6 +65,16 @@ impl Watch for Stream {
             }
         }
     }
+
+    async fn ask(&mut self, key: &[u8], revision: Revision) -> Result<(), Fault> {
+        self.asked += 1;
+        self.questions.push_back((key.to_vec(), revision));
+        Ok(())
+    }
+
+    async fn take_back(&mut self, _: i64) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 impl Stream {
@@ -74,6 +87,8 @@ impl Stream {
             forgotten: 0,
             compacted: 0,
             is_created: false,
+            asked: 0,
+            questions: VecDeque::new(),
             queue: VecDeque::new(),
             arrives: now,
             last: now,
@@ -158,11 +173,14 @@ impl Stream {
         }
         let member = &state.members[self.link.member];
         let available = member.lags_at.map_or(newest, |lags_at| lags_at.min(newest));
-        while self.next <= available {
+        while self.next <= available && self.queue.is_empty() {
             self.send_events(state, available);
-            if !self.queue.is_empty() {
-                return true;
-            }
+        }
+        if let Some((key, revision)) = self.questions.pop_front() {
+            self.answer(state, &key, revision, available);
+        }
+        if !self.queue.is_empty() {
+            return true;
         }
         if Instant::now() < self.last + state.weather.notice {
             return false;
@@ -181,6 +199,31 @@ impl Stream {
             canceled: true,
             compact_revision: compacted,
             ..Response::default()
+        });
+    }
+
+    /// What a second watch brings.
+    fn answer(&mut self, state: &mut State, key: &[u8], from: Revision, available: Revision) {
+        state.note("a second watch was answered");
+        let history = state.history();
+        let changes = (from..=available).flat_map(|revision| history.changes(revision));
+        let meant = changes.filter(|change| change.key() == key);
+        let events: Vec<Change> = meant.cloned().collect();
+        let response = Response {
+            watch_id: self.asked,
+            revision: history.revision(),
+            ..Response::default()
+        };
+        let is_compacted = events.is_empty();
+        self.queue.push_back(Response {
+            created: true,
+            ..response.clone()
+        });
+        self.queue.push_back(Response {
+            events,
+            canceled: is_compacted,
+            compact_revision: if is_compacted { history.compacted } else { 0 },
+            ..response
         });
     }
 
