@@ -122,7 +122,6 @@ async fn a_kill_in_the_middle_of_a_write_leaves_a_whole_file() {
 async fn a_full_disk_is_said_once_and_leaves_the_old_file() {
     let place = Place::new().await;
     let Some(disk) = SmallDisk::mount(place.directory.path()) else {
-        eprintln!("SKIPPED: mounting a small tmpfs needs root");
         return;
     };
     let file = disk.0.join("snapshot");
@@ -153,6 +152,37 @@ async fn a_full_disk_is_said_once_and_leaves_the_old_file() {
 }
 
 #[tokio::test]
+async fn a_file_system_gone_read_only_is_read_and_written_again_later() {
+    let mut place = Place::new().await;
+    let Some(disk) = SmallDisk::mount(place.directory.path()) else {
+        return;
+    };
+    let file = disk.0.join("snapshot");
+    let revision = place.put("a.test", "").await;
+    let first = place.builder_at(&file).start().await;
+    until_written(&first, revision).await;
+    end(first).await;
+    disk.remount("ro");
+    place.etcd.kill_all();
+
+    let second = place.builder_at(&file).start().await;
+    assert_eq!(status(&second, "a.test").await, 200);
+    let line = second.log().until("tried again for ever").await;
+    assert!(
+        line.contains("WARN") && line.contains("--snapshot"),
+        "{line}"
+    );
+    place.etcd.restart(0).await;
+    second.log().until("the snapshot can't be written").await;
+    disk.remount("rw");
+    let put = place.put("b.test", "").await;
+    until_written(&second, put).await;
+    // It has the lock by now.
+    let third = place.builder_at(&file).run_to_end().await;
+    assert!(third.stderr.contains("another instance"), "{third:?}");
+}
+
+#[tokio::test]
 async fn a_place_that_can_not_be_written_fails_the_start() {
     let place = Place::new().await;
     let _first = place.builder().start().await;
@@ -175,17 +205,29 @@ async fn a_place_that_can_not_be_written_fails_the_start() {
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// `None` for who may not mount.
+    /// `None` for who may not mount; then it says so.
     fn mount(directory: &Path) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: mounting a small tmpfs needs root");
+            return None;
+        }
         let place = directory.join("disk");
         fs::create_dir(&place).unwrap();
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=256k", "none"])
             .arg(&place)
             .status();
-        mount
-            .is_ok_and(|status| status.success())
-            .then_some(Self(place))
+        assert!(mount.is_ok_and(|status| status.success()), "no tmpfs");
+        Some(Self(place))
+    }
+
+    fn remount(&self, how: &str) {
+        let options = format!("remount,{how}");
+        let mount = Command::new("mount")
+            .args(["-o", &options])
+            .arg(&self.0)
+            .status();
+        assert!(mount.is_ok_and(|status| status.success()), "{options}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where routes come from, what makes tables of them, and what keeps them on disk: the source, the publisher and the
 //! snapshot of one instance.
 
-use std::{future, sync::Arc, time::Instant};
+use std::{future, path::Path, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -58,7 +58,7 @@ impl Routing {
         );
         let (mut disk, mut restored) = (None, None);
         if let Some(path) = &config.snapshot {
-            let (opened, stored) = read(Disk::open(path, &config.prefix)?).await?;
+            let (opened, stored) = read(path, &config.prefix).await?;
             disk = Some(opened);
             if let Some(stored) = stored {
                 be_stale(live, &stored);
@@ -136,13 +136,15 @@ fn members(source: &SourceConfig) -> usize {
     }
 }
 
-/// What the disk has, if it is of any use.
-async fn read(disk: Disk) -> anyhow::Result<(Disk, Option<Stored>)> {
+/// The disk, and what it has, if that is of any use.
+async fn read(path: &Path, prefix: &str) -> anyhow::Result<(Disk, Option<Stored>)> {
+    let (path, prefix) = (path.to_owned(), prefix.to_owned());
     let (disk, read) = spawn_blocking(move || {
+        let disk = Disk::open(&path, &prefix)?;
         let read = disk.read();
-        (disk, read)
+        anyhow::Ok((disk, read))
     })
-    .await?;
+    .await??;
     let file = disk.path().display();
     let stored = match read {
         Ok(Some(stored)) => {

@@ -10,13 +10,13 @@
 //! the length and the checksum of the body that it belongs to, so that it can't vouch for another.
 
 use std::{
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::{Buf, Bytes};
 
-use super::{Frame, Stored, Version, Versions};
+use super::{Frame, Stored, Unreadable, Version, Versions};
 use crate::{
     route::Revision,
     source::{Entry, etcd::pulse_key},
@@ -34,6 +34,8 @@ pub const BODY_AT: usize = 3 * SLOT;
 const CHECKED: usize = SLOT - 4;
 /// The longest value of a pulse that has room in a head; ours are far shorter.
 const LONGEST_PULSE: usize = 256;
+/// How much of a body is looked at at a time.
+const PIECE: usize = 1 << 20;
 /// What an entry takes beside its key and value.
 const ENTRY: usize = 24;
 
@@ -172,6 +174,29 @@ impl Head {
         let checksum = crc32fast::hash(&slot[..CHECKED]);
         slot[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
         slot
+    }
+
+    /// Whether what comes is the body of this head, without room for more than a piece of it.
+    ///
+    /// # Errors
+    ///
+    /// What `from` has, or that it is not.
+    pub fn check(&self, from: &mut impl Read) -> Result<(), Unreadable> {
+        let mut checksum = crc32fast::Hasher::new();
+        let mut piece = vec![0; PIECE];
+        let mut rest = from.take(self.body_length);
+        loop {
+            match rest.read(&mut piece) {
+                Ok(0) => break,
+                Ok(length) => checksum.update(&piece[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if checksum.finalize() != self.body_checksum {
+            return Err(Damage::Checksum.into());
+        }
+        Ok(())
     }
 
     /// What this body says, if it is the one of this head and of this prefix. Its keys and values are slices of it.

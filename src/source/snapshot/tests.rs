@@ -66,6 +66,18 @@ fn a_clock_that_went_backwards_makes_it_new() {
     assert_eq!(stored.age(), Duration::ZERO);
 }
 
+/// Waits until it is so.
+async fn within(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), waiting)
+        .await
+        .expect("it is so in time");
+}
+
 #[tokio::test]
 async fn what_is_newest_at_the_end_is_written_and_a_failure_is_no_end() {
     let directory = tempfile::tempdir().unwrap();
@@ -76,9 +88,7 @@ async fn what_is_newest_at_the_end_is_written_and_a_failure_is_no_end() {
     let writer = Writer::start(disk, frames, metrics.clone());
     let control_plane = &metrics.control_plane;
     let until = async |revision: Revision| {
-        while control_plane.snapshot_revision.get() != revision {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        within(|| control_plane.snapshot_revision.get() == revision).await;
     };
     tell.send_replace(Some(frame(7)));
     until(7).await;
@@ -86,9 +96,7 @@ async fn what_is_newest_at_the_end_is_written_and_a_failure_is_no_end() {
     let draft = directory.path().join("snapshot.tmp");
     fs::create_dir_all(draft.join("x")).unwrap();
     tell.send_replace(Some(frame(8)));
-    while control_plane.snapshot_write_failures.get() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    within(|| control_plane.snapshot_write_failures.get() > 0).await;
     fs::remove_dir_all(&draft).unwrap();
     until(8).await;
     // Long before its time, and though nobody can send any more.

@@ -1,8 +1,13 @@
 use std::{
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{PermissionsExt, chown, symlink},
+    path::PathBuf,
+    process::Command,
+    sync::mpsc,
+    thread,
     time::{Duration, UNIX_EPOCH},
 };
 
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::*;
@@ -103,6 +108,8 @@ fn a_place_where_nothing_can_be_written_is_refused() {
             directory.path().to_owned(),
             ["is a directory", "name a file"],
         ),
+        (path("new/"), ["new/", "name a file"]),
+        (path("new/."), ["new/.", "name a file"]),
         (PathBuf::from("/"), ["--snapshot", "names no file"]),
         (PathBuf::from("/dev/null"), ["device", "name a file"]),
     ] {
@@ -138,4 +145,120 @@ fn what_can_not_be_read_says_why() {
     fs::remove_file(disk.path()).unwrap();
     fs::create_dir(disk.path()).unwrap();
     assert!(read().contains("directory"), "{}", read());
+}
+
+/// Runs this elsewhere, so that a test fails where it hangs.
+fn promptly<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || tell.send(what()));
+    told.recv_timeout(Duration::from_secs(20))
+        .expect("it ends soon")
+}
+
+fn make_pipe(path: &Path) {
+    let made = Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+}
+
+#[test]
+fn a_pipe_or_a_link_in_the_place_of_the_lock_is_refused_and_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snapshot");
+    let lock = directory.path().join("snapshot.lock");
+    let target = directory.path().join("target");
+    for plant in [
+        &|| make_pipe(&lock),
+        &|| symlink(&target, &lock).unwrap() as _,
+        &|| fs::create_dir(&lock).unwrap() as _,
+    ] as [&dyn Fn(); 3]
+    {
+        plant();
+        let path = path.clone();
+        let error = promptly(move || Disk::open(&path, "/hosts/").unwrap_err());
+        let error = format!("{error:#}");
+        assert!(error.contains("--snapshot"), "{error}");
+        assert!(error.contains(&lock.display().to_string()), "{error}");
+        let _ = fs::remove_file(&lock);
+    }
+    assert!(!target.exists());
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_file_is_not_waited_for() {
+    let (_directory, disk) = disk();
+    make_pipe(disk.path());
+    let error = promptly(move || disk.read().unwrap_err());
+    assert!(error.to_string().contains("pipe"), "{error}");
+}
+
+#[test]
+fn a_file_that_others_may_write_is_not_believed() {
+    let (_directory, mut disk) = disk();
+    disk.replace(&frame(7)).unwrap();
+    for (mode, is_believed) in [(0o644, true), (0o620, false), (0o602, false), (0o600, true)] {
+        fs::set_permissions(disk.path(), fs::Permissions::from_mode(mode)).unwrap();
+        match disk.read() {
+            Ok(stored) => assert!(stored.is_some() && is_believed, "{mode:o}"),
+            Err(error) => {
+                assert!(!is_believed, "{mode:o}: {error}");
+                assert!(error.to_string().contains("may write it"), "{error}");
+            }
+        }
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: giving a file to another user needs root");
+        return;
+    }
+    chown(disk.path(), Some(65534), None).unwrap();
+    let error = disk.read().unwrap_err().to_string();
+    assert!(error.contains("belongs to user 65534"), "{error}");
+}
+
+#[test]
+fn a_directory_that_can_not_be_flushed_fails_no_write() {
+    let (_directory, mut disk) = disk();
+    // A socket can't be.
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let socket = File::from(std::os::fd::OwnedFd::from(socket));
+    assert!(socket.sync_all().is_err());
+    for (directory, revision) in [(Some(socket), 7), (None, 8)] {
+        disk.directory = directory;
+        disk.replace(&frame(revision)).unwrap();
+        assert_eq!(disk.read().unwrap().unwrap().revision, revision);
+    }
+}
+
+/// What takes memory is only what is as it was written.
+#[test]
+fn a_sparse_file_of_any_length_is_refused() {
+    let (_directory, mut disk) = disk();
+    disk.replace(&frame(7)).unwrap();
+    let written = fs::read(disk.path()).unwrap();
+    for (length, why) in [
+        (1 << 26, "its checksum is wrong"),
+        (LARGEST_BODY + 1, "it has over 16 GiB"),
+    ] {
+        let mut head = Head::find(&written[..BODY_AT]).unwrap();
+        head.sequence = 1;
+        head.body_length = length;
+        let file = File::options().write(true).open(disk.path()).unwrap();
+        file.set_len(BODY_AT as u64 + length).unwrap();
+        file.write_all_at(&head.slot(), head.offset()).unwrap();
+        assert_eq!(disk.read().unwrap_err().to_string(), why);
+    }
+}
+
+#[test]
+fn what_may_pass_fails_no_start() {
+    for (error, passes) in [
+        (Errno::ROFS, true),
+        (Errno::NOSPC, true),
+        (Errno::DQUOT, true),
+        (Errno::IO, true),
+        (Errno::NOENT, false),
+        (Errno::ACCESS, false),
+        (Errno::NOTDIR, false),
+    ] {
+        assert_eq!(may_pass(&error.into()), passes, "{error:?}");
+    }
 }
