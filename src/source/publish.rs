@@ -154,6 +154,7 @@ impl Publisher {
     /// Applies updates until their sender is gone. What queued up meanwhile shares one swap.
     pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut batch = Vec::with_capacity(MOST_UPDATES_A_SWAP);
+        let mut status = self.live.status.subscribe();
         if self.restored.is_some() {
             self.restore();
             self.build_and_publish().await;
@@ -170,6 +171,7 @@ impl Publisher {
                 why = Waiting::in_vain(&mut self.waiting) => self.give_up_waiting(why),
                 Some(reply) = self.accepts.recv(), if self.waiting.is_none() => accepted = Some((reply, self.accept_held())),
                 () = self.held.due() => self.judge_held(),
+                is_connected = self.held.connection(&mut status) => self.held.set_connected(is_connected),
                 () = self.rejections.due() => {}
                 () = self.barriers.due() => {}
             }

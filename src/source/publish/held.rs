@@ -6,14 +6,14 @@ use std::{collections::HashSet, future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
 use super::{Origin, Publisher};
 use crate::{
-    live::{HeldKeys, Live},
+    live::{HeldKeys, Live, Status},
     route::{
         HostPattern,
         key::{self, Key},
@@ -21,7 +21,7 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// For so long there must be no change among them before they are believed: who restores a cluster, or registers with
+/// For so long there must be no change among them, with the source connected, before they are believed: who restores a cluster, or registers with
 /// an empty one, should be done.
 pub(super) const STILL: Duration = Duration::from_secs(30);
 
@@ -53,8 +53,9 @@ impl Acceptance {
 #[derive(Default)]
 pub(super) struct Held {
     keys: HeldKeys,
-    /// When they are judged; `None` while there are none.
+    /// When they are judged; `None` while there are none, or the source is not connected.
     due: Option<Instant>,
+    is_connected: bool,
     is_changed: bool,
     /// The log says already that only an operator can help.
     is_operator_called: bool,
@@ -105,7 +106,29 @@ impl Held {
     fn changed(&mut self) {
         self.is_changed = true;
         self.is_operator_called = false;
-        self.due = (!self.keys.is_empty()).then(|| Instant::now() + STILL);
+        self.begin_anew();
+    }
+
+    /// What can't be heard of doesn't count as stillness.
+    fn begin_anew(&mut self) {
+        let is_running = self.is_connected && !self.keys.is_empty();
+        self.due = is_running.then(|| Instant::now() + STILL);
+    }
+
+    /// Whether changes reach us is another than before; which it is, `source` tells. Never ends if nobody tells.
+    pub(super) async fn connection(&self, source: &mut watch::Receiver<Status>) -> bool {
+        let is_news = source.wait_for(|source| source.connected != self.is_connected);
+        let is_connected = is_news.await.ok().map(|source| source.connected);
+        match is_connected {
+            Some(is_connected) => is_connected,
+            None => future::pending().await,
+        }
+    }
+
+    /// Changes reach us from now on, or don't any more.
+    pub(super) fn set_connected(&mut self, is_connected: bool) {
+        self.is_connected = is_connected;
+        self.begin_anew();
     }
 }
 
@@ -125,9 +148,8 @@ impl Publisher {
     /// They were still for long enough: applies them, unless they remove too much.
     pub(super) fn judge_held(&mut self) {
         self.build_drafts();
-        let is_connected = self.live.status.borrow().connected;
         let (lost, all) = (self.hosts_held(), self.table.counts().hosts);
-        if is_connected && 2 * lost < all {
+        if 2 * lost < all {
             let count = self.delete_held();
             info!(
                 keys = count,
@@ -136,8 +158,8 @@ impl Publisher {
             );
             return;
         }
-        self.held.due = Some(Instant::now() + STILL);
-        if is_connected && !std::mem::replace(&mut self.held.is_operator_called, true) {
+        self.held.begin_anew();
+        if !std::mem::replace(&mut self.held.is_operator_called, true) {
             warn!(
                 keys = self.held.keys.len(),
                 hosts = lost,

@@ -670,6 +670,35 @@ async fn few_deletions_of_another_history_are_held_until_they_are_still() {
     assert_eq!(bench.hosts(), 6);
 }
 
+/// As at a start with etcd down, or where it is away for a while.
+#[tokio::test(start_paused = true)]
+async fn deletions_are_still_only_while_changes_would_be_heard_of() {
+    let bench = Bench::start();
+    let connect = |is_connected| {
+        let set = |status: &mut Status| status.connected = is_connected;
+        bench.live.status.send_modify(set);
+    };
+    let pass = async |time| {
+        tokio::time::sleep(time).await;
+        bench.held().len()
+    };
+    bench.snapshot(100, &FIVE).await;
+    bench.another(7, &FIVE[..3]).await;
+    assert_eq!(pass(held::STILL - Duration::from_secs(1)).await, 2);
+    connect(false);
+    assert_eq!(pass(10 * held::STILL).await, 2);
+    connect(true);
+    assert_eq!(pass(held::STILL - Duration::from_secs(1)).await, 2);
+    assert_eq!(pass(Duration::from_secs(2)).await, 0);
+
+    connect(false);
+    bench.another(8, &FIVE[..2]).await;
+    assert_eq!(pass(10 * held::STILL).await, 1);
+    connect(true);
+    assert_eq!(pass(held::STILL - Duration::from_secs(1)).await, 1);
+    assert_eq!(pass(Duration::from_secs(2)).await, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn half_of_the_hosts_goes_only_by_an_operators_word() {
     let bench = Bench::start();
