@@ -96,6 +96,48 @@ async fn a_wiped_cluster_that_was_compacted_takes_no_route_away() {
     instance.log().until("it may have been wiped").await;
 }
 
+/// What the backup has is as it was, and says nothing of what came later.
+#[tokio::test]
+async fn a_restored_backup_that_was_compacted_takes_no_route_away() {
+    let mut etcd = EtcdCluster::start(1).await;
+    let sample = Sample::start().await;
+    let put = async |etcd: &EtcdCluster, host: &str| {
+        etcd.put(&format!("/hosts/{host}/{sample}"), "").await
+    };
+    put(&etcd, "a.test").await;
+    put(&etcd, "b.test").await;
+    let backup = etcd.back_up("backup").await;
+    let mut known = 0;
+    for host in ["c.test", "d.test", "e.test"] {
+        known = put(&etcd, host).await;
+    }
+    let link = Link::to(&etcd.endpoints()[0]).await;
+    let instance = Waypost::builder().etcd(&[link.url()]).start().await;
+    link.cut();
+    eventually("it notices", async || {
+        instance.api("/api/status").await["connected"] == false
+    })
+    .await;
+    etcd.restore(&backup);
+    etcd.restart_together(&[0]).await;
+    let mut revision = 0;
+    while revision <= known + 10 {
+        revision = etcd.put("/elsewhere", "").await;
+    }
+    etcd.compact(revision).await;
+    link.mend(&etcd.endpoints()[0]);
+    instance.reached(revision).await;
+    for host in ["a.test", "b.test", "c.test", "d.test", "e.test"] {
+        let status = ask(instance.address(), host, "/").await.status();
+        assert_eq!(status, 200, "{host}");
+    }
+    assert_eq!(instance.metric("waypost_held_deletes", &[]).await, 3.0);
+    instance
+        .log()
+        .until("no key vouches for what is missing")
+        .await;
+}
+
 /// Within one history etcd's word counts at once, and be it about the last key. What is left of the routes vouches for
 /// the history when what happened is compacted away.
 #[tokio::test]
@@ -103,8 +145,8 @@ async fn what_is_deleted_while_etcd_is_away_and_compacted_is_not_held() {
     let mut etcd = EtcdCluster::start(3).await;
     let sample = Sample::start().await;
     let kept = format!("/hosts/kept.test/{sample}");
-    etcd.put(&kept, "").await;
     etcd.put(&format!("/hosts/a.test/{sample}"), "").await;
+    etcd.put(&kept, "").await;
     let member = etcd.endpoints()[0].clone();
     let instance = Waypost::builder().etcd(&[member]).start().await;
     etcd.kill(0);

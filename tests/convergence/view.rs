@@ -21,7 +21,8 @@ pub struct View {
 }
 
 impl View {
-    /// No revision comes twice, or before another, or of another history.
+    /// No revision comes twice, or before another. None is said to be of another history if what is as it was tells that
+    /// it isn't.
     pub fn take(&mut self, update: Update) -> Result<(), String> {
         let before = self.revision;
         match update {
@@ -33,12 +34,13 @@ impl View {
                 ..
             } => {
                 self.cluster_id = cluster_id;
-                if before > 0 && history != History::Continued {
+                let keyed = entries.into_iter().map(|entry| (entry.key.clone(), entry));
+                let keys: Keys = keyed.collect();
+                if before > 0 && history != History::Continued && self.is_vouched_for_by(&keys) {
                     return Err(format!("after {before} another history at {revision}"));
                 }
                 self.rereads += usize::from(before > 0);
-                let keyed = entries.into_iter().map(|entry| (entry.key.clone(), entry));
-                self.keys = keyed.collect();
+                self.keys = keys;
                 self.revision = revision;
             }
             Update::Changes { changes, revision } => {
@@ -62,5 +64,14 @@ impl View {
             true => Ok(()),
             false => Err(format!("from {before} back to {}", self.revision)),
         }
+    }
+
+    /// Whether one of these is as it was, and newer than all that are missing.
+    fn is_vouched_for_by(&self, keys: &Keys) -> bool {
+        let revision = |(_, entry): (&Bytes, &Entry)| entry.mod_revision;
+        let kept = (self.keys.iter()).filter(|(key, entry)| keys.get(*key) == Some(*entry));
+        let missing = (self.keys.iter()).filter(|(key, _)| !keys.contains_key(*key));
+        let newest_kept = kept.map(revision).max();
+        newest_kept.is_some() && newest_kept >= missing.map(revision).max()
     }
 }

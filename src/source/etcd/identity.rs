@@ -87,9 +87,9 @@ pub enum Reread {
     /// Our newest key was never there, or not like that; or another was there that we should know.
     #[error("what we know is not in its history: it was wiped or restored")]
     OtherHistory,
-    /// As `Compacted`, and none of the keys that we know is there as it was.
+    /// As `Compacted`, and no key is there as it was that is as new as those that are missing.
     #[error(
-        "the changes since our revision are compacted away, and no key is as it was: it may have been wiped or restored"
+        "the changes since our revision are compacted away, and no key vouches for what is missing: it may have been wiped or restored"
     )]
     Unvouched,
 }
@@ -157,6 +157,11 @@ impl Identity {
             }
             Testimony::Read { .. } => Ok(()),
         }
+    }
+
+    /// Whether this key is among the newest, live, and known.
+    pub fn remembers(&self, key: &Bytes) -> bool {
+        self.revisions.contains_key(key)
     }
 
     /// Whether this key, last changed at our revision or before, is live as far as we know, with this value; `None` if

@@ -36,19 +36,24 @@ impl Known {
         self.ledger.follow(changes);
         self.revision = revision;
     }
+
     /// Why everything was read, now that it is there: `reason`, unless what was read cannot be what became of this, or
     /// nothing tells that it is.
     ///
     /// A witness that was asked has vouched already. One whose revision is compacted away has not, and then these must:
     /// within one history a live key that was last changed at our revision or before was there then, just so. One key
-    /// that wasn't is proof of another history, as is one of ours with another value. That none was is no proof, for all
-    /// of them may have been changed or deleted since; but nothing tells that from a cluster that was wiped, and to hold
-    /// deletions costs little where to believe them may cost every route.
+    /// that wasn't is proof of another history, as is one of ours with another value. One that was vouches for the
+    /// history up to its own last change, and no further: a backup that was made then and restored now has it, and none
+    /// of the keys that came later. So the newest of them must be newer than every key that is missing. That it isn't is
+    /// no proof, for what is newer may have been changed or deleted since; but to hold deletions costs little where to
+    /// believe them may cost every route.
     ///
-    /// What this cannot tell from ours is a history that parted from it, and of which no change between there and our
-    /// revision is still to be seen.
+    /// What this cannot tell from ours is a history that parted from it, of which no change between there and our
+    /// revision is still to be seen, and which deleted only what had been there before.
+    ///
+    /// The ledger is used up.
     pub fn judge_read(
-        &self,
+        &mut self,
         reason: Reread,
         cluster_id: u64,
         revision: Revision,
@@ -67,28 +72,37 @@ impl Known {
         if reason == Reread::Difference {
             return reason;
         }
-        let mut is_vouched = reason != Reread::Compacted || self.ledger.len() == 0;
-        let old = (entries.iter()).filter(|entry| entry.mod_revision <= self.revision);
-        for is_ours in old.filter_map(|entry| self.has(entry)) {
-            if !is_ours {
-                return Reread::OtherHistory;
+        let had_none = self.ledger.len() == 0;
+        // The newest change that is vouched for.
+        let mut vouched = None;
+        for entry in entries {
+            let known = self.ledger.take(&entry.key);
+            if entry.mod_revision > self.revision {
+                continue;
             }
-            is_vouched = true;
+            match self.has(entry, known) {
+                Some(true) => vouched = vouched.max(Some(entry.mod_revision)),
+                Some(false) => return Reread::OtherHistory,
+                None => {}
+            }
         }
-        if is_vouched {
-            reason
-        } else {
-            Reread::Unvouched
+        let is_vouched = vouched.is_some() && vouched >= self.ledger.newest();
+        if reason == Reread::Compacted && !had_none && !is_vouched {
+            return Reread::Unvouched;
         }
+        reason
     }
 
-    /// Whether this live key is one of ours, as far as that is remembered.
-    fn has(&self, entry: &Entry) -> Option<bool> {
-        let confirmed = self.identity.confirms(entry);
-        if confirmed.is_some() || self.ledger.is_fleet(&entry.key) {
-            return confirmed;
+    /// Whether this live key is one of ours, which was last changed at the revision `known`, as far as that is
+    /// remembered.
+    fn has(&self, entry: &Entry, known: Option<Revision>) -> Option<bool> {
+        if self.ledger.is_fleet(&entry.key) {
+            // Of the fleet's own keys some are remembered, and not every pulse finds room in a snapshot.
+            let is_known = self.identity.remembers(&entry.key);
+            return is_known.then(|| self.identity.confirms(entry)).flatten();
         }
-        Some(self.ledger.revision_of(&entry.key) == Some(entry.mod_revision))
+        let confirmed = self.identity.confirms(entry);
+        confirmed.or(Some(known == Some(entry.mod_revision)))
     }
 }
 
@@ -120,17 +134,20 @@ mod tests {
             entry("/h/a", "", 3),
             entry("/h/b", "", 5),
         ];
-        let known = Known::of(b"/h/", CLUSTER, 7, &ours);
         let [pulse, a, b] = &ours;
-        let later = &entry("/h/c", "", 9);
+        let [later, rewritten] = &[entry("/h/c", "", 9), entry("/h/b", "", 9)];
         let stranger = &entry("/h/d", "", 7);
         let [older, other] = &[entry("/h/b", "", 4), entry("/h/b", "x", 5)];
         let other_pulse = &entry(PULSE, "two", 6);
         let strange_pulse = &entry("/h/@waypost/strange", "", 2);
         for (reason, cluster_id, revision, entries, expected) in [
             (Compacted, CLUSTER, 9, vec![a, b], Compacted),
-            (Compacted, CLUSTER, 9, vec![a, later], Compacted),
+            (Compacted, CLUSTER, 9, vec![b, later], Compacted),
             (Compacted, CLUSTER, 9, vec![pulse, later], Compacted),
+            // As in a backup that was made before `b` was written.
+            (Compacted, CLUSTER, 9, vec![a, later], Unvouched),
+            (Compacted, CLUSTER, 9, vec![a, rewritten], Compacted),
+            (Silent, CLUSTER, 9, vec![a, later], Silent),
             (Compacted, 2, 9, vec![a, b], OtherCluster),
             (Compacted, CLUSTER, 6, vec![a, b], Behind),
             (Compacted, CLUSTER, 7, vec![], Unvouched),
@@ -140,7 +157,8 @@ mod tests {
             (Compacted, CLUSTER, 9, vec![a, older], OtherHistory),
             (Compacted, CLUSTER, 9, vec![a, other], OtherHistory),
             (Compacted, CLUSTER, 9, vec![a, other_pulse], OtherHistory),
-            (Compacted, CLUSTER, 9, vec![a, strange_pulse], OtherHistory),
+            // Which of the fleet's own keys there are is no proof.
+            (Compacted, CLUSTER, 9, vec![b, strange_pulse], Compacted),
             (Silent, CLUSTER, 9, vec![later], Silent),
             (Silent, CLUSTER, 9, vec![older], OtherHistory),
             // We are known to lack keys.
@@ -151,6 +169,7 @@ mod tests {
             (OtherHistory, CLUSTER, 9, vec![a, b], OtherHistory),
         ] {
             let entries: Vec<_> = entries.into_iter().cloned().collect();
+            let mut known = Known::of(b"/h/", CLUSTER, 7, &ours);
             let judged = known.judge_read(reason, cluster_id, revision, &entries);
             assert_eq!(judged, expected, "{reason:?}, {revision}: {entries:?}");
         }
@@ -158,7 +177,7 @@ mod tests {
 
     #[test]
     fn who_had_no_route_loses_none() {
-        let known = Known::of(b"/h/", CLUSTER, 7, &[entry(PULSE, "one", 6)]);
+        let mut known = Known::of(b"/h/", CLUSTER, 7, &[entry(PULSE, "one", 6)]);
         let entries = [entry("/h/c", "", 9)];
         let judged = known.judge_read(Reread::Compacted, CLUSTER, 9, &entries);
         assert_eq!(judged, Reread::Compacted);
@@ -169,12 +188,28 @@ mod tests {
         let many = (0..2_000).map(|index| entry(&format!("/h/{index}"), "", 2 + index));
         let many: Vec<_> = many.collect();
         let fleet = entry("/h/@waypost/old", "", 1_000);
-        let known = Known::of(b"/h/", CLUSTER, 2_001, &many);
-        let judge = |entries: &[_]| known.judge_read(Reread::Compacted, CLUSTER, 3_000, entries);
-        assert_eq!(judge(&many[..1]), Reread::Compacted);
-        assert_eq!(judge(&[entry("/h/0", "", 3)]), Reread::OtherHistory);
+        let judge = |entries: &[_]| {
+            let mut known = Known::of(b"/h/", CLUSTER, 2_001, &many);
+            known.judge_read(Reread::Compacted, CLUSTER, 3_000, entries)
+        };
+        // All but these were written anew.
+        let with = |old: &[Entry]| {
+            let mut entries = many.clone();
+            for entry in &mut entries {
+                entry.mod_revision = 2_500;
+            }
+            entries.retain(|entry| old.iter().all(|old| old.key != entry.key));
+            entries.extend_from_slice(old);
+            entries
+        };
+        assert_eq!(judge(&with(&[])), Reread::Unvouched);
+        assert_eq!(judge(&with(&many[..1])), Reread::Compacted);
+        let older = [entry("/h/0", "", 3)];
+        assert_eq!(judge(&with(&older)), Reread::OtherHistory);
         // Of the fleet's own keys only the newest are remembered.
-        assert_eq!(judge(std::slice::from_ref(&fleet)), Reread::Unvouched);
-        assert_eq!(judge(&[fleet, many[5].clone()]), Reread::Compacted);
+        assert_eq!(judge(&with(&[fleet])), Reread::Unvouched);
+        // It is older than those that are missing, and they are not.
+        assert_eq!(judge(&many[..1]), Reread::Unvouched);
+        assert_eq!(judge(&many[1_999..]), Reread::Compacted);
     }
 }

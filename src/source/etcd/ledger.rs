@@ -59,9 +59,9 @@ impl Ledger {
         self.revisions.len()
     }
 
-    /// The revision that last changed this key, if it is there.
-    pub fn revision_of(&self, key: &[u8]) -> Option<Revision> {
-        (self.revisions.get(&self.seed.hash_one(key))).copied()
+    /// The revision that changed one of them last, if there are any.
+    pub fn newest(&self) -> Option<Revision> {
+        self.revisions.values().max().copied()
     }
 
     /// Takes a key out: the revision that last changed it.

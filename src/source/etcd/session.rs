@@ -167,11 +167,11 @@ impl<C: Connect> Session<'_, C> {
         revision: Revision,
         cluster_id: u64,
     ) -> Result<(), Fault> {
-        let reason = match &*self.state {
+        let reason = match &mut *self.state {
             State::Snapshot { reason, known } | State::CatchingUp { reason, known, .. } => {
                 let judge =
-                    |known: &Known| known.judge_read(*reason, cluster_id, revision, &entries);
-                known.as_ref().map_or(*reason, judge)
+                    |known: &mut Known| known.judge_read(*reason, cluster_id, revision, &entries);
+                known.as_mut().map_or(*reason, judge)
             }
             State::Watching(_) => return Ok(()),
         };

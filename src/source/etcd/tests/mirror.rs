@@ -100,12 +100,20 @@ impl Mirror {
         Ok(())
     }
 
-    /// Whether these keys may have become of those at that revision: one at least is as it was, and none is there that
-    /// would have been there then, and was not or not so.
+    /// Whether these keys may have become of those at that revision: one at least is as it was and newer than every route
+    /// that is missing, and none is there that would have been there then, and was not or not so.
     fn is_like(&self, before: &Keys, revision: Revision) -> bool {
-        let old = (self.keys.values()).filter(|entry| entry.mod_revision <= revision);
-        let mut old = old.peekable();
-        old.peek().is_some() && old.all(|entry| before.get(&entry.key) == Some(entry))
+        let old = || (self.keys.values()).filter(|entry| entry.mod_revision <= revision);
+        let is_missing = |(key, _): &(&Bytes, &Entry)| {
+            !key.starts_with(b"/hosts/@") && !self.keys.contains_key(*key)
+        };
+        let missing = before.iter().filter(is_missing);
+        let newest_missing = missing.map(|(_, entry)| entry.mod_revision).max();
+        let newest_old = old().map(|entry| entry.mod_revision).max();
+        let is_ours = |entry: &Entry| {
+            before.get(&entry.key) == Some(entry) || entry.key.starts_with(b"/hosts/@")
+        };
+        newest_old.is_some() && newest_old >= newest_missing && old().all(is_ours)
     }
 
     /// The publisher may let go of what it held long enough.
