@@ -8,6 +8,7 @@
 mod assembly;
 mod backlog;
 pub mod backoff;
+mod calls;
 mod comparison;
 pub mod connection;
 mod credentials;
@@ -36,13 +37,14 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
 use self::{
+    calls::read_everything,
     connection::range_end,
     fault::Fault,
     known::Known,
     reading::Everything,
     report::Report,
     retry::Retry,
-    session::{Session, read_everything},
+    session::Session,
     state::State,
     transport::{Connect, Responses},
     vigil::{Footing, Vigil},

@@ -12,17 +12,18 @@ use tracing::debug;
 use super::{
     assembly::{Assembly, Heard, Response},
     backlog::Backlog,
+    calls::{ask, read_everything},
     comparison::Differences,
     connection::{CALL_TIME, silent},
     fault::Fault,
     identity::Reread,
     known::Known,
     last_good,
-    reading::{Everything, Reading},
+    reading::Everything,
     report::Report,
     state::State,
     transport::{Connect, Responses, Transport, Watch},
-    vigil::{Footing, Outcome, Step, Task, Vigil},
+    vigil::{Footing, Outcome, Step, Vigil},
 };
 use crate::{
     route::Revision,
@@ -459,55 +460,6 @@ impl<C: Connect> Session<'_, C> {
 
     async fn send(&self, update: Update) -> Result<(), Fault> {
         self.updates.send(update).await.map_err(|_| Fault::Unwanted)
-    }
-}
-
-/// Asks beside the watch: by this connection, or by a new one if etcd wants a fresh login, as the watch itself needs none
-/// once it stands. What to ask by next.
-async fn ask<C: Connect>(
-    connector: &C,
-    endpoint: &str,
-    connection: Arc<C::Transport>,
-    task: Task,
-) -> (Outcome, Arc<C::Transport>) {
-    let outcome = attempt(&*connection, task.clone()).await;
-    if !outcome.wants_fresh_login() {
-        return (outcome, connection);
-    }
-    match connector.connect(endpoint).await {
-        Ok(fresh) => (attempt(&fresh, task).await, Arc::new(fresh)),
-        Err(_) => (outcome, connection),
-    }
-}
-
-async fn attempt(connection: &impl Transport, task: Task) -> Outcome {
-    match task {
-        Task::Put { key, value } => Outcome::Put(connection.put(&key, value).await),
-        Task::Page { request, range_end } => {
-            Outcome::Page(connection.page(request, &range_end).await)
-        }
-    }
-}
-
-/// Everything below the prefix, in as many pages as it takes.
-pub(super) async fn read_everything(
-    connection: &impl Transport,
-    prefix: &[u8],
-    range_end: &[u8],
-) -> Result<Everything, Fault> {
-    let mut reading = Reading::below(prefix);
-    loop {
-        match connection.page(reading.request(), range_end).await {
-            Ok(page) => {
-                if reading.accept(page)? {
-                    return Ok(reading.finish());
-                }
-            }
-            Err(Fault::Compacted) if reading.is_pinned() => reading.restart(),
-            Err(Fault::TooLarge) if reading.shrink() => {}
-            Err(Fault::Silent(_)) if reading.has_begun() && reading.shrink() => {}
-            Err(fault) => return Err(fault),
-        }
     }
 }
 
