@@ -68,13 +68,18 @@ async fn a_source_goes_on_from_what_is_known_if_the_cluster_vouches_for_it() {
 
     let known = source().resuming(cluster_id, revision, &entries);
     let mut follower = Follower::following(known);
+    let Update::Vouched { through } = follower.next().await else {
+        panic!("expected its word");
+    };
+    assert_eq!(through, deleted + 1, "a pulse was put");
+    let changes = ["-/hosts/b/b:80", "+/hosts/@waypost/pulse"];
     assert_eq!(
         follower.changes().await,
-        (vec!["-/hosts/b/b:80".to_owned()], deleted)
+        (changes.map(str::to_owned).to_vec(), through)
     );
 
     let elsewhere = source().resuming(cluster_id + 1, revision, &entries);
-    assert_eq!(Follower::following(elsewhere).snapshot().await, deleted);
+    assert_eq!(Follower::following(elsewhere).snapshot().await, through);
 }
 
 #[tokio::test]
