@@ -29,6 +29,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIME: Duration = Duration::from_secs(5);
 /// The default of 4 MiB makes a resume over more than that fail for ever.
 pub(super) const MESSAGE_BYTES: usize = 64 << 20;
+/// The most of a response that is not in fragments, which etcd makes of up to a thousand revisions, so that catching up
+/// takes little memory. What is more comes in fragments, and costs etcd little as long as single changes are large.
+const WHOLE_BYTES: usize = 16 << 20;
 
 /// Makes connections.
 #[derive(Clone, Debug)]
@@ -256,13 +259,14 @@ impl Transport for Connection {
             .with_range(range_end)
             .with_start_revision(revision)
             .with_progress_notify();
-        if responses == Responses::InFragments {
-            options = options.with_fragment();
-        }
-        let mut client = self
-            .client
-            .watch_client()
-            .max_decoding_message_size(self.response_bytes);
+        let most = match responses {
+            Responses::Whole => self.response_bytes.min(WHOLE_BYTES),
+            Responses::InFragments => {
+                options = options.with_fragment();
+                self.response_bytes
+            }
+        };
+        let mut client = self.client.watch_client().max_decoding_message_size(most);
         let watch = bounded("starting the watch", client.watch(prefix, Some(options))).await?;
         Ok(Stream { watch })
     }
