@@ -87,6 +87,20 @@ pub struct Status {
     pub error: Option<String>,
 }
 
+impl Status {
+    /// Of a source of this kind that was not heard of yet.
+    pub fn before(kind: &'static str, location: impl Into<String>) -> Self {
+        Self {
+            kind,
+            connected: false,
+            location: location.into(),
+            stale_since: None,
+            observed: None,
+            error: None,
+        }
+    }
+}
+
 impl Live {
     /// No table yet: requests get 503, `/readyz` fails.
     pub fn new(status: Status) -> Arc<Self> {

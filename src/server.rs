@@ -2,7 +2,16 @@
 
 mod routing;
 
-use std::{future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time};
@@ -12,6 +21,7 @@ use self::routing::Routing;
 use crate::{
     admin::Admin,
     config::{Config, SourceConfig},
+    descriptors::Descriptors,
     fleet::{
         instance::{Instance, Means},
         reach::Reach,
@@ -72,6 +82,7 @@ impl Server {
     /// Names the flag, the file or the address; whatever was opened is closed again.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let metrics = Metrics::new();
+        let descriptors = Descriptors::raise(metrics.clone());
         let listener = bind_admin(config.admin).await?;
         // With port 0 the real one is to be refused as an upstream.
         config.admin = listener.local_addr()?;
@@ -81,12 +92,23 @@ impl Server {
             None => None,
         };
         let routing = Routing::new(&config, &live, &metrics).await?;
-        let data_plane =
-            DataPlane::start(&config, live.clone(), metrics.clone(), access_log.clone())?;
+        let data_plane = DataPlane::start(
+            &config,
+            live.clone(),
+            metrics.clone(),
+            access_log.clone(),
+            descriptors,
+        )?;
         let instance = join_fleet(&config, &live, &metrics, &data_plane)?;
         let server = Self {
             instance,
-            admin: Admin::new(&config, live.clone(), metrics, routing.acceptance()),
+            admin: Admin::new(
+                &config,
+                live.clone(),
+                metrics,
+                data_plane.loads(),
+                routing.acceptance(),
+            ),
             admin_address: config.admin,
             control_plane: JoinSet::new(),
             snapshot: None,
@@ -125,27 +147,28 @@ impl Server {
             timeout_seconds = self.drain_timeout.as_secs_f64(),
             "draining; a second signal ends at once"
         );
-        let mut is_hurried = false;
+        let is_hurried = AtomicBool::new(false);
         let cut = {
             let mut hurry = pin!(async {
                 second(&mut signals).await;
                 warn!("a second signal: ending at once");
+                is_hurried.store(true, Relaxed);
             });
             tokio::select! {
                 () = time::sleep(delay) => {}
-                () = &mut hurry => is_hurried = true,
+                () = &mut hurry => {}
             }
             info!("no longer accepting");
             let grace = async {
-                if is_hurried {
-                    return;
-                }
-                tokio::select! {
-                    () = time::sleep(self.drain_timeout) => warn!("the time to drain is over"),
-                    () = &mut hurry => is_hurried = true,
+                time::sleep(self.drain_timeout).await;
+                warn!("the time to drain is over");
+            };
+            let hurry = async {
+                if !is_hurried.load(Relaxed) {
+                    hurry.await;
                 }
             };
-            self.data_plane.finish(grace).await
+            self.data_plane.finish(grace, hurry).await
         };
         match cut {
             0 => info!("every request was finished"),
@@ -172,7 +195,7 @@ impl Server {
                 warn!("the last lines of the access log could not be written");
             }
         }
-        match (cut, is_hurried) {
+        match (cut, is_hurried.load(Relaxed)) {
             (0, false) => End::Finished,
             _ => End::Cut,
         }
@@ -222,7 +245,8 @@ impl Server {
             }
             "admin API"
         });
-        self.snapshot = routing.start(self.instance.as_ref(), &mut self.control_plane);
+        let dialler = self.data_plane.dialler();
+        self.snapshot = routing.start(self.instance.as_ref(), dialler, &mut self.control_plane);
         let certificates = self.data_plane.certificates();
         self.control_plane.spawn(async move {
             tls::watch(certificates).await;

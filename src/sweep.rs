@@ -34,7 +34,8 @@ struct DeadlineCell {
     waker: RefCell<Option<Waker>>,
 }
 
-const NEVER: Tick = Tick::MAX;
+/// The tick that does not come.
+pub const NEVER: Tick = Tick::MAX;
 
 impl Sweep {
     /// The current tick.

@@ -96,6 +96,7 @@ async fn routes_are_paged_without_gaps() {
         ("upstream", json!("10.0.0.1:80")),
         ("key", json!("/hosts/h07.test/10.0.0.1:80")),
         ("weight", json!(1)),
+        ("role", json!("serving")),
         ("protocol", json!("http1")),
         ("tls", json!(false)),
         ("resolved", json!(true)),

@@ -108,7 +108,7 @@ async fn what_no_key_shows_by_itself_is_found() {
     let etcd = EtcdCluster::start(1).await;
     for (key, value) in [
         ("a.test/10.0.0.1:80", r#"{"weight": -1}"#),
-        ("b.test/@settings", r#"{"sticky": {"cookie": "x"}}"#),
+        ("b.test/@settings", r#"{"mirror": "b:80"}"#),
         ("c.test/@settings", r#"{"balance": "random"}"#),
         ("d.test/10.0.0.1:80", r#"{"weight": 0}"#),
         ("e.test/10.0.0.1:80", ""),
@@ -123,7 +123,7 @@ async fn what_no_key_shows_by_itself_is_found() {
     let lines: Vec<_> = checked.stdout.lines().collect();
     for (line, start) in lines.iter().zip([
         "/hosts/a.test/10.0.0.1:80: weight: ",
-        "/hosts/b.test/@settings: \"sticky\" is not supported yet",
+        "/hosts/b.test/@settings: mirror: unknown field `mirror`",
         "c.test: has settings and no upstream",
         "d.test: every upstream is drained or has weight 0",
         "/hosts/e.test/10.0.0.1:80: shadowed by /hosts/E.test/10.0.0.1:80, ",

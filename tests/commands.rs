@@ -90,7 +90,7 @@ async fn check_judges_a_directory_a_file_and_live_etcd() {
     write(&directory.path().join("bad/a.test/nonsense"), "");
     write(
         &directory.path().join("bad/b.test/@settings"),
-        r#"{"sticky": {"cookie": "x"}}"#,
+        r#"{"mirror": "b:80"}"#,
     );
     let good = run(&["check", "--hosts-dir", &at("good")]).await;
     assert_eq!(
@@ -102,7 +102,7 @@ async fn check_judges_a_directory_a_file_and_live_etcd() {
     for words in [
         ["/hosts/a.test/10.0.0.1:80: ", "weight"],
         ["/hosts/a.test/nonsense: ", "upstream"],
-        ["/hosts/b.test/@settings: ", "not supported yet"],
+        ["/hosts/b.test/@settings: ", "unknown field `mirror`"],
         ["3 keys checked", "3 problems"],
     ] {
         let has_both = |line: &str| words.iter().all(|word| line.contains(word));

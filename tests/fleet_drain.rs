@@ -17,6 +17,7 @@ use waypost::{
 use crate::support::{
     etcd::EtcdCluster,
     fleet::{Begun, assert_nothing_left, id, instance, run},
+    gated::{Gated, begin, until_queued},
     http::Wire,
     load::{Client, ask},
     origin::Origin,
@@ -92,6 +93,39 @@ async fn requests_streams_and_upgrades_are_waited_for() {
     assert_eq!(ended.stderr, "");
     assert!(idle.is_open().await);
     assert_nothing_left(&etcd, "/hosts/").await;
+}
+
+/// The upstream is full, and its route has a queue: who waits goes elsewhere.
+#[tokio::test]
+async fn who_waits_for_a_full_upstream_does_not_hold_up_its_drain_nor_is_lost() {
+    let etcd = EtcdCluster::start(1).await;
+    let (gone, stays) = (Gated::start().await, Gated::start().await);
+    for gated in [&gone, &stays] {
+        let key = format!("/hosts/a.test/{}", gated.origin);
+        etcd.put(&key, r#"{"max_requests": 1}"#).await;
+    }
+    let patience = r#"{"timeouts": {"queue": "1m"}}"#;
+    etcd.put("/hosts/a.test/@settings", patience).await;
+    let waypost = instance(&etcd).await;
+    let mut clients = vec![begin(&waypost, "/").await, begin(&waypost, "/").await];
+    gone.asked(1).await;
+    stays.asked(1).await;
+    for count in 1..=8 {
+        clients.push(begin(&waypost, "/").await);
+        until_queued(&waypost, count).await;
+    }
+    let upstream = gone.origin.to_string();
+    let delete = Begun::new(&etcd, &["delete", "a.test", &upstream, "--drain"]).await;
+    delete.until_left(&etcd, &id(&waypost).await, 1).await;
+    gone.let_through(9);
+    let ended = delete.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    until_queued(&waypost, 8).await;
+    stays.let_through(9);
+    for client in &mut clients {
+        assert_eq!(client.response("GET").await.status(), 200);
+    }
+    assert_eq!((gone.asks(), stays.asks()), (1, 9));
 }
 
 #[tokio::test]

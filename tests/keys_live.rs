@@ -21,7 +21,7 @@ async fn a_rejected_key_is_shown_everywhere_and_the_last_good_version_serves() {
         .await;
     let bad = etcd.put(&key("a.test", &good), r#"{"weight": -1}"#).await;
     let worse = etcd.put("/hosts/a.test/nonsense", "").await;
-    etcd.put("/hosts/a.test/@settings", r#"{"sticky": {"cookie": "x"}}"#)
+    etcd.put("/hosts/a.test/@settings", r#"{"mirror": "b:80"}"#)
         .await;
     let last = etcd.put("/hosts/a.test//10.0.0.1:80", "").await;
     waypost.reached(last).await;
@@ -50,7 +50,7 @@ async fn a_rejected_key_is_shown_everywhere_and_the_last_good_version_serves() {
         settings["reason"]
             .as_str()
             .unwrap()
-            .contains("not supported yet"),
+            .contains("unknown field `mirror`"),
         "{settings}"
     );
     assert_eq!(waypost.metric("waypost_rejected_keys", &[]).await, 4.0);

@@ -139,16 +139,22 @@ async fn an_etcd_that_is_not_there_is_named() {
 async fn force_writes_what_check_refuses_and_is_on_record() {
     let etcd = EtcdCluster::start(1).await;
     let endpoint = &etcd.endpoints()[0];
-    let later = r#"{"sticky": {"cookie": "x"}}"#;
+    let later = r#"{"mirror": "b:80"}"#;
     let words = ["put", "a.test", "@settings", later, "--etcd", endpoint];
     let refused = waypost(&words).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("not supported yet"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("unknown field `mirror`"),
+        "{refused:?}"
+    );
     assert_eq!(read(&etcd, "/hosts/a.test/@settings").await, None);
 
     let forced = waypost(&[&words[..], &["--force"]].concat()).await;
     assert_eq!(forced.code, Some(0), "{forced:?}");
-    assert!(forced.stderr.contains("not supported yet"), "{forced:?}");
+    assert!(
+        forced.stderr.contains("unknown field `mirror`"),
+        "{forced:?}"
+    );
     let (value, revision) = read(&etcd, "/hosts/a.test/@settings").await.unwrap();
     assert_eq!(
         (value.as_str(), forced.stdout),

@@ -177,14 +177,7 @@ async fn a_rejected_key_keeps_its_last_good_version_over_a_restart() {
 #[tokio::test]
 async fn a_snapshot_of_a_wiped_cluster_takes_no_route_away() {
     let mut place = Place::new().await;
-    place.put("a.test", "").await;
-    let revision = place.put("b.test", "").await;
-    let first = place.builder().start().await;
-    until_written(&first, revision).await;
-    end(first).await;
-    place.etcd.wipe();
-    place.etcd.restart(0).await;
-    let put = place.put("c.test", "").await;
+    let (_, put) = place.wiped_since().await;
 
     let second = place.builder().start().await;
     until_status(&second, "c.test", 200).await;

@@ -8,7 +8,7 @@ use crate::support::{
     fleet::run,
     load::Load,
     sample::Sample,
-    snapshot::{Place, end, status, until_written},
+    snapshot::{Place, status, until_written},
 };
 
 /// The file is from before the drain, as after a crash.
@@ -48,14 +48,7 @@ async fn what_was_drained_since_the_file_was_written_gets_no_request() {
 #[tokio::test]
 async fn an_etcd_that_keeps_silent_is_waited_for_in_vain_and_its_revisions_are_not_reached() {
     let mut place = Place::new().await;
-    place.put("a.test", "").await;
-    let revision = place.put("b.test", "").await;
-    let first = place.builder().start().await;
-    until_written(&first, revision).await;
-    end(first).await;
-    place.etcd.wipe();
-    place.etcd.restart(0).await;
-    let put = place.put("c.test", "").await;
+    let (revision, put) = place.wiped_since().await;
     assert!(put < revision);
     place.etcd.pause(0);
 

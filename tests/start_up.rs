@@ -140,7 +140,7 @@ async fn bad_flags_are_usage_errors_that_name_the_flag() {
         ("--workers", "0", &["0"]),
         ("--workers", "many", &["many"]),
         ("--balance", "best", &["best", "round-robin"]),
-        ("--balance", "hash", &["not supported yet"]),
+        ("--balance", "Hash", &["least-request", "hash"]),
         ("--access-log", "xml", &["xml", "json"]),
         ("--drain-delay", "5", &["5s"]),
         ("--log", "verbose", &["verbose"]),

@@ -62,7 +62,10 @@ impl IntoResponse for Error {
 
 impl From<QueryRejection> for Error {
     fn from(rejection: QueryRejection) -> Self {
-        Self::bad_request(rejection.body_text())
+        // Without the framework's words in front.
+        let text = rejection.body_text();
+        let (_, problem) = text.split_once("query string: ").unwrap_or(("", &text));
+        Self::bad_request(problem)
     }
 }
 
@@ -157,7 +160,7 @@ pub(super) async fn routes(
     // A page of a large table takes a while to find: not on a thread that others wait for.
     let page = task::spawn_blocking(move || {
         let page = page(&table, host.as_ref(), &query.after, limit);
-        let view = |route: &Arc<Route>| RouteView::of(route, &admin.policy);
+        let view = |route: &Arc<Route>| RouteView::of(route, &admin.view);
         RoutesPage {
             revision,
             routes: page.routes.iter().map(view).collect(),
@@ -219,7 +222,7 @@ pub(super) async fn rejected(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExplainQuery {
-    url: String,
+    url: Option<String>,
 }
 
 pub(super) async fn explain(
@@ -227,10 +230,13 @@ pub(super) async fn explain(
     parameters: Parameters<ExplainQuery>,
 ) -> Result<Json<Explanation>, Error> {
     let Query(query) = parameters?;
-    let request = explain::Request::parse(&query.url).map_err(Error::bad_request)?;
+    let url = query.url.ok_or_else(|| {
+        Error::bad_request("say which URL: /api/explain?url=http://blog.example.com/path")
+    })?;
+    let request = explain::Request::parse(&url).map_err(Error::bad_request)?;
     let revision = admin.applied();
     let table = admin.live.table.load_full();
-    let explanation = explain::explain(&request, revision.map(|_| &*table), &admin.policy);
+    let explanation = explain::explain(&request, revision.map(|_| &*table), &admin.view);
     Ok(Json(explanation))
 }
 

@@ -1,10 +1,18 @@
 //! Why a request goes where it goes. Pure: a table and a URL in, an explanation out.
 
+use std::sync::Arc;
+
 use http::Uri;
 use serde::Serialize;
 
-use super::view::{Policy, RouteView, is_denied};
-use crate::route::{Member, Revision, Route, Table, host, settings::HostHeader, table::Miss};
+use super::{
+    choice::{Choice, Out},
+    view::{Context, RouteView},
+};
+use crate::{
+    route::{Revision, Route, Table, host, settings::HostHeader, table::Miss},
+    upstream::balancer::Balance,
+};
 
 /// The request to explain.
 #[derive(Debug)]
@@ -41,6 +49,22 @@ impl Request {
     }
 }
 
+/// What of a request decides which of the candidates gets it.
+fn ties(route: &Route, candidates: usize, context: &Context) -> String {
+    let mut words = String::new();
+    let settings = &route.settings;
+    if candidates > 1 && settings.balance.unwrap_or(context.balance) == Balance::Hash {
+        words += &format!("; by the hash of {}", settings.hash_on);
+    }
+    if let Some(sticky) = &settings.sticky {
+        words += &format!(
+            "; who has its cookie {} stays where that says",
+            sticky.cookie
+        );
+    }
+    words
+}
+
 /// What becomes of it.
 #[derive(Serialize)]
 pub(super) struct Explanation {
@@ -57,6 +81,10 @@ pub(super) struct Explanation {
     forward: Option<Forward>,
     /// The `Location` of a redirect.
     location: Option<String>,
+    /// The upstreams that one is picked of.
+    candidates: Vec<Arc<str>>,
+    /// Those that are not among them, and why.
+    out: Vec<Out>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -69,6 +97,7 @@ enum Outcome {
     NoHost,
     NoPath,
     NoUpstream,
+    Full,
 }
 
 /// What the upstream would get.
@@ -80,7 +109,7 @@ pub(super) struct Forward {
 }
 
 /// Follows the request through the table; `None` stands for no table yet.
-pub(super) fn explain(request: &Request, table: Option<&Table>, policy: &Policy) -> Explanation {
+pub(super) fn explain(request: &Request, table: Option<&Table>, context: &Context) -> Explanation {
     let mut explanation = Explanation {
         outcome: Outcome::NoTable,
         status: Some(503),
@@ -91,6 +120,8 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, policy: &Policy)
         route: None,
         forward: None,
         location: None,
+        candidates: Vec::new(),
+        out: Vec::new(),
     };
     let Ok(host) = host::canonical(request.authority.as_bytes()) else {
         let reason = format!("{:?} is not a valid host", request.authority);
@@ -114,7 +145,7 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, policy: &Policy)
             return explanation.answered(Outcome::NoPath, 404, reason);
         }
     };
-    explanation.route = Some(RouteView::of(route, policy));
+    explanation.route = Some(RouteView::of(route, context));
     if route.settings.redirect_https && !request.is_https {
         explanation.location = Some(https_location(&host, request));
         let reason = "redirect_https is set".to_owned();
@@ -127,11 +158,16 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, policy: &Policy)
         );
         return explanation.answered(Outcome::BadRequest, 400, reason);
     };
-    let is_candidate = |member: &&Member| member.weight > 0 && !member.is_alias;
-    let Some(first) = route.members.iter().find(is_candidate) else {
-        let reason = "the route has no upstream with a weight above 0".to_owned();
-        return explanation.answered(Outcome::NoUpstream, 503, reason);
+    let choice = Choice::of(route, context);
+    let Some(first) = choice.candidates.first() else {
+        let (status, reason) = choice.nobody();
+        explanation.out = choice.out;
+        return explanation.answered(Outcome::NoUpstream, status, reason);
     };
+    if let Some(reason) = choice.refusal() {
+        explanation.out = choice.out;
+        return explanation.answered(Outcome::Full, 503, reason);
+    }
     explanation.forward = Some(Forward {
         target,
         host: match &route.settings.host_header {
@@ -140,18 +176,14 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, policy: &Policy)
             HostHeader::Literal(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
         },
     });
-    let candidates = || route.members.iter().filter(is_candidate);
-    let is_denied = |member: &&Member| is_denied(member, &policy.deny);
     explanation.outcome = Outcome::Forward;
     explanation.status = None;
-    explanation.reason = match candidates().count() {
-        1 => "its one upstream gets it".into(),
-        n => format!("one of {n} upstreams gets it"),
-    };
-    match candidates().filter(is_denied).count() {
-        0 => {}
-        denied => explanation.reason += &format!(", but --upstream-deny forbids {denied} of them"),
-    }
+    explanation.reason = choice.in_words() + &ties(route, choice.candidates.len(), context);
+    let candidates = choice.candidates.iter();
+    explanation.candidates = candidates
+        .map(|member| member.upstream.name.clone())
+        .collect();
+    explanation.out = choice.out;
     explanation
 }
 

@@ -2,8 +2,10 @@
 //! goes. All but `/api/accept` only read; nothing here is on a request's way.
 
 mod api;
+mod choice;
 mod explain;
 mod held;
+mod state;
 mod view;
 
 use std::{
@@ -24,21 +26,21 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-use self::view::Policy;
+use self::view::Context as ViewContext;
 use crate::{
     config::Config,
     live::{Live, Status},
     route::Revision,
     source::publish::Acceptance,
     telemetry::metrics::Metrics,
-    upstream::dial::Deny,
+    upstream::{dial::Deny, load::Loads},
 };
 
 /// What the admin API shows.
 pub struct Admin {
     live: Arc<Live>,
     metrics: Arc<Metrics>,
-    policy: Policy,
+    view: ViewContext,
     acceptance: Acceptance,
     started: Instant,
     draining: AtomicBool,
@@ -50,6 +52,7 @@ impl Admin {
         config: &Config,
         live: Arc<Live>,
         metrics: Arc<Metrics>,
+        loads: Arc<Loads>,
         acceptance: Acceptance,
     ) -> Arc<Self> {
         let listeners = config.listeners.iter().map(|listener| listener.address);
@@ -57,9 +60,10 @@ impl Admin {
         Arc::new(Self {
             live,
             metrics,
-            policy: Policy {
+            view: ViewContext {
                 balance: config.balance,
                 deny: Deny::new(config.upstream_deny.clone(), own),
+                loads,
             },
             acceptance,
             started: Instant::now(),

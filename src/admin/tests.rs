@@ -14,10 +14,10 @@ use crate::{
     config::ServeArgs,
     live::{Rejected, RejectedKeys},
     route::{
-        KeyVersion, Member, Route, Settings, Table,
+        KeyVersion, Member, Role, Route, Settings, Table,
         settings::{Balance, HostHeader},
     },
-    upstream::{Identity, Protocol, Registry, balancer::Balancer},
+    upstream::{Identity, Protocol, Registry, balancer::Balancer, load::Loads},
 };
 
 struct Instance {
@@ -30,15 +30,12 @@ impl Instance {
     async fn start() -> Self {
         let config = ServeArgs::default().resolve().unwrap();
         let live = Live::new(Status {
-            kind: "etcd",
             connected: true,
-            location: "http://127.0.0.1:2379".into(),
-            stale_since: None,
             observed: Some(9),
-            error: None,
+            ..Status::before("etcd", "http://127.0.0.1:2379")
         });
         let (acceptance, accepts) = Acceptance::channel();
-        let admin = Admin::new(&config, live, Metrics::new(), acceptance);
+        let admin = Admin::new(&config, live, Metrics::new(), Loads::over(0).0, acceptance);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(admin.clone().serve(listener));
@@ -100,8 +97,13 @@ fn route(
             },
             tls: None,
             protocol: Protocol::Http1,
+            pool: None,
         }),
         weight: 1,
+        role: Role::Serving,
+        max_requests: None,
+        limit: None,
+        standing: None,
         is_alias: false,
         key: KeyVersion {
             key: format!("/hosts/{name}/{address}").into(),
@@ -115,7 +117,12 @@ fn route(
         name: name.into(),
         settings: Arc::new(settings.clone()),
         settings_key: None,
-        balancer: Balancer::new(Balance::RoundRobin, &vec![1; members.len()], None),
+        balancer: Balancer::new(Balance::RoundRobin, &vec![1; members.len()], |_| "", None),
+        backups: None,
+        panic: Default::default(),
+        tokens: None,
+        limits: None,
+        speaks_http2: false,
         members: members.into(),
         metrics: metrics.route(name),
     }
@@ -277,7 +284,12 @@ async fn explain_says_what_is_forwarded_or_why_not() {
             "no path prefix",
         ),
         ("http://c.test/", "no_host", 404.into(), "c.test"),
-        ("http://empty.test/", "no_upstream", 503.into(), "weight"),
+        (
+            "http://empty.test/",
+            "no_upstream",
+            503.into(),
+            "has no upstream",
+        ),
         (
             "http://plain.test/q?z",
             "redirect",
@@ -352,6 +364,18 @@ async fn bad_requests_get_an_error_with_a_proper_status() {
         assert_eq!(code, expected, "{request}: {body}");
         let body: Value = serde_json::from_str(&body).expect(&body);
         assert!(body["error"].is_string(), "{request}: {body}");
+    }
+    for (path, error) in [
+        ("/api/explain", "say which URL: /api/explain?url=http://"),
+        ("/api/wait", "missing field `revision`"),
+        (
+            "/api/routes?hots=a",
+            "hots: unknown field `hots`, expected one of",
+        ),
+    ] {
+        let (_, body) = instance.json(path).await;
+        let found = body["error"].as_str().expect("a text");
+        assert!(found.starts_with(error), "{path}: {found}");
     }
 }
 

@@ -4,6 +4,7 @@
 mod dial;
 mod dump;
 mod findings;
+mod slips;
 
 use std::{
     fmt::{Display, Write as _},
@@ -37,10 +38,10 @@ use crate::{
 /// parser of `serve`. Then good keys are looked at together: routes that have settings and no upstream, or none that
 /// takes requests; keys that another one shadows, because it says the same in another spelling; and, of live etcd,
 /// upstreams that don't answer a TCP connect from here (those that get no requests, weight 0 or drained, are not
-/// asked; nor is any after a minute).
+/// asked; nor is any after a minute), and files of their TLS that can't be read here.
 ///
 /// Notes are no problems: hosts that hide a wider one, so that some paths get 404; values that begin with {
-/// and are no JSON object, so that they mean defaults.
+/// and are no JSON object, so that they mean defaults; options that are without effect beside the others.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -221,12 +222,16 @@ impl Report {
         }
         self.problems.extend(routes.problems().iter().map(line));
         self.notes.extend(routes.broken_objects().iter().map(line));
+        self.notes
+            .extend(slips::slips(prefix, entries).iter().map(line));
         self.notes.extend(routes.hidden().iter().map(line));
     }
 
     async fn dial(&mut self, trial: &Trial, routes: &Routes<'_>) {
         let tried = trial.of(&routes.in_use()).await;
         self.problems.extend(tried.silent.iter().map(line));
+        let unusable = routes.unusable_files();
+        self.problems.extend(unusable.iter().map(line));
         if tried.untried > 0 {
             let note = "addresses of upstreams were not tried: a minute is all they get";
             self.notes.push(format!("{} {note}", tried.untried));

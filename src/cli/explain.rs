@@ -90,21 +90,22 @@ fn in_words(url: &str, explained: &Value) -> String {
         );
     }
     for member in route["members"].as_array().map_or(&[][..], Vec::as_slice) {
+        let role = match member["role"].as_str() {
+            Some("backup") => ", a backup",
+            _ => "",
+        };
         let mut value = format!(
-            "{} weight {}, from {} (revision {})",
+            "{} weight {}{role}, from {} (revision {})",
             text(&member["upstream"]),
             member["weight"],
             text(&member["key"]),
             member["mod_revision"]
         );
-        if member["resolved"] == false {
-            value += ", no address known";
+        if let Some(why) = member["why"].as_str() {
+            value += &format!(", {}: {why}", text(&member["state"]));
         }
-        if member["denied"] == true {
-            value += ", never dialled: in --upstream-deny, or our own address";
-        }
-        if member["alias"] == true {
-            value += ", the same upstream again";
+        if let Some(percent) = member["slow_start_percent"].as_u64() {
+            value += &format!(", at {percent} % of its share in slow start");
         }
         line("upstream", value);
     }
@@ -127,8 +128,10 @@ mod tests {
             "outcome": "forward", "status": null, "reason": "its one upstream gets it", "host": "a.test",
             "path": "/api/x", "revision": 7, "location": null,
             "route": {"name": "a.test/api", "balance": "random", "settings_key": "/hosts/a.test/api/@settings",
-                "settings_mod_revision": 4, "members": [{"upstream": "10.0.0.1:80", "weight": 1, "resolved": true,
-                "alias": false, "key": "/hosts/a.test/api/10.0.0.1:80", "mod_revision": 3}]},
+                "settings_mod_revision": 4, "members": [{"upstream": "10.0.0.1:80", "weight": 1, "state": "ejected",
+                "why": "5 failures in a row", "key": "/hosts/a.test/api/10.0.0.1:80", "mod_revision": 3},
+                {"upstream": "10.0.0.2:80", "weight": 1, "role": "backup", "state": "healthy", "why": null,
+                "slow_start_percent": 40, "key": "/hosts/a.test/api/10.0.0.2:80", "mod_revision": 5}]},
             "forward": {"target": "/x", "host": "a.test"},
         });
         assert_eq!(
@@ -140,7 +143,8 @@ mod tests {
                route      a.test/api (random)\n  \
                settings   /hosts/a.test/api/@settings (revision 4)\n  \
                forwards   /x with Host a.test\n  \
-               upstream   10.0.0.1:80 weight 1, from /hosts/a.test/api/10.0.0.1:80 (revision 3)\n"
+               upstream   10.0.0.1:80 weight 1, from /hosts/a.test/api/10.0.0.1:80 (revision 3), ejected: 5 failures in a row\n  \
+               upstream   10.0.0.2:80 weight 1, a backup, from /hosts/a.test/api/10.0.0.2:80 (revision 5), at 40 % of its share in slow start\n"
         );
     }
 }

@@ -107,11 +107,22 @@ fn upstream(member: &Value) -> String {
         Some(1) | None => String::new(),
         Some(weight) => format!(" x{weight}"),
     };
-    let unresolved = match member["resolved"].as_bool() {
-        Some(false) => " (no address known)",
-        _ => "",
+    let role = match member["role"].as_str() {
+        Some("backup") => Some("backup".to_owned()),
+        _ => None,
     };
-    format!("{name}{weight}{unresolved}")
+    let state = match member["state"].as_str() {
+        Some("healthy") | None => None,
+        Some("unresolved") => Some("no address known".to_owned()),
+        Some(state) => Some(state.to_owned()),
+    };
+    let slow = member["slow_start_percent"].as_u64();
+    let slow = slow.map(|percent| format!("slow start: {percent} %"));
+    let marks: Vec<_> = [role, state, slow].into_iter().flatten().collect();
+    match marks.is_empty() {
+        true => format!("{name}{weight}"),
+        false => format!("{name}{weight} ({})", marks.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -124,14 +135,15 @@ mod tests {
     fn columns_line_up() {
         let routes = [
             json!({"name": "a.test", "balance": "random", "members": [
-                {"upstream": "10.0.0.1:80", "weight": 5, "resolved": true},
-                {"upstream": "app:80", "weight": 1, "resolved": false}]}),
+                {"upstream": "10.0.0.1:80", "weight": 5, "state": "healthy", "slow_start_percent": 10},
+                {"upstream": "10.0.0.2:80", "weight": 1, "role": "backup", "state": "ejected"},
+                {"upstream": "app:80", "weight": 1, "state": "unresolved"}]}),
             json!({"name": "long.example.test", "balance": "round-robin", "members": []}),
         ];
         assert_eq!(
             table(&routes, true),
             "ROUTE              BALANCE      UPSTREAMS\n\
-             a.test             random       10.0.0.1:80 x5, app:80 (no address known)\n\
+             a.test             random       10.0.0.1:80 x5 (slow start: 10 %), 10.0.0.2:80 (backup, ejected), app:80 (no address known)\n\
              long.example.test  round-robin  \n"
         );
     }

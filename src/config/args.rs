@@ -42,7 +42,7 @@ pub struct ServeArgs {
     /// File for the last good routes, of this instance alone: lets a start succeed with etcd down
     #[arg(long, env = "WAYPOST_SNAPSHOT", value_name = "FILE")]
     pub snapshot: Option<PathBuf>,
-    /// How upstreams are picked for routes that don't say: round-robin or random
+    /// How upstreams are picked for routes that don't say: round-robin, random, least-request or hash
     #[arg(
         long,
         env = "WAYPOST_BALANCE",
@@ -101,7 +101,7 @@ pub struct ServeArgs {
         value_parser = values::duration
     )]
     pub drain_delay: Duration,
-    /// Then: how long running requests may take to finish
+    /// Then: how long running requests may take to finish, and WebSockets may live on; also those of a removed upstream
     #[arg(
         long,
         env = "WAYPOST_DRAIN_TIMEOUT",

@@ -54,10 +54,6 @@ fn bad_flags_are_named_with_their_value() {
         (vec!["--admin", "127.0.0.1"], vec!["--admin", "port"]),
         (vec!["--workers", "0"], vec!["--workers", "0"]),
         (vec!["--workers", "1025"], vec!["--workers", "1024"]),
-        (
-            vec!["--balance", "hash"],
-            vec!["--balance", "not supported yet"],
-        ),
         (vec!["--balance", "fair"], vec!["--balance", "round-robin"]),
         (vec!["--drain-delay", "5"], vec!["--drain-delay", "5s"]),
         (

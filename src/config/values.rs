@@ -142,13 +142,14 @@ impl FromStr for AccessLogChoice {
     }
 }
 
-/// `round-robin` or `random`.
+/// `round-robin`, `random`, `least-request` or `hash`.
 pub fn balance(text: &str) -> Result<Balance, String> {
     match text {
         "round-robin" => Ok(Balance::RoundRobin),
         "random" => Ok(Balance::Random),
-        "least-request" | "hash" => Err("not supported yet: write round-robin or random".into()),
-        _ => Err("write round-robin or random".into()),
+        "least-request" => Ok(Balance::LeastRequest),
+        "hash" => Ok(Balance::Hash),
+        _ => Err("write round-robin, random, least-request or hash".into()),
     }
 }
 

@@ -11,16 +11,17 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{Proxy, record::RequestRecord};
+use super::{Proxy, outcome, record::RequestRecord};
 use crate::{
     sweep::Deadline,
     upstream::{
         Upstream,
         http1::{
-            StreamingBody,
+            self, Connection,
             body::{ResponseBodyError, ResponseFrame},
             forbidden_in_trailers,
         },
+        http2,
     },
 };
 
@@ -51,10 +52,54 @@ pub struct UpstreamBody {
     pub keep_alive: Option<Duration>,
     /// `timeouts.request`, running since the request came.
     pub request_deadline: Option<Deadline>,
+    /// It has passed. Whether by the upstream's fault or by a client that reads slowly, nobody knows.
+    pub is_out_of_time: bool,
     /// The client's connection must be reset when this body is cut, as nothing else would show it.
     pub cut_needs_reset: bool,
     /// The connection it came over, told of such a cut.
     pub client: Rc<super::client::Client>,
+}
+
+/// A body being read, in whichever protocol its upstream speaks.
+pub enum StreamingBody {
+    /// Over a connection of its own.
+    Http1(http1::StreamingBody),
+    /// Over a stream of a shared one.
+    Http2(http2::StreamingBody),
+}
+
+impl StreamingBody {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ResponseFrame, ResponseBodyError>>> {
+        match self {
+            Self::Http1(body) => body.poll_frame(cx),
+            Self::Http2(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_done(),
+            Self::Http2(body) => body.is_done(),
+        }
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        match self {
+            Self::Http1(body) => body.remaining(),
+            Self::Http2(body) => body.remaining(),
+        }
+    }
+
+    /// The connection, if it can carry another request and nobody else has it.
+    fn reclaim(&mut self) -> Option<Connection> {
+        match self {
+            Self::Http1(body) => body.reclaim(),
+            Self::Http2(_) => None,
+        }
+    }
 }
 
 impl ResponseBody {
@@ -125,9 +170,17 @@ impl Body for ResponseBody {
                         {
                             record.response_bytes += data.len() as u64;
                         }
+                        if upstream.body.is_done()
+                            && let Some(record) = &this.record
+                        {
+                            record.upstream_finished();
+                        }
                     }
                     Some(Err(error)) => {
                         if let Some(record) = &mut this.record {
+                            if !upstream.is_out_of_time {
+                                record.upstream_failed(outcome::of_body(*error));
+                            }
                             record.reason = Some(match error {
                                 ResponseBodyError::Truncated => "http_response_incomplete",
                                 ResponseBodyError::Malformed(_) => "http_protocol_error",
@@ -136,7 +189,13 @@ impl Body for ResponseBody {
                         }
                         this.kind = Kind::Empty;
                     }
-                    None => this.kind = Kind::Empty,
+                    // Chunks, and a body up to the close, show their end only here.
+                    None => {
+                        if let Some(record) = &this.record {
+                            record.upstream_finished();
+                        }
+                        this.kind = Kind::Empty;
+                    }
                 }
                 Poll::Ready(frame)
             }
@@ -163,14 +222,18 @@ impl Body for ResponseBody {
     }
 }
 
-/// Dropped before its end, the body broke off on our side or the client's.
+/// Dropped before its end, the body broke off on our side or the client's; unless all of its bytes are there: a client
+/// of HTTP/1.1 needs no more, though the frame that ends the stream may be still to come.
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Kind::Upstream(upstream) = &self.kind
             && !upstream.body.is_done()
             && let Some(record) = &mut self.record
         {
-            record.given_up();
+            match upstream.body.remaining() {
+                Some(0) => record.upstream_finished(),
+                _ => record.given_up(),
+            }
         }
     }
 }
@@ -183,6 +246,7 @@ impl UpstreamBody {
         if let Some(deadline) = &self.request_deadline
             && deadline.poll(cx).is_ready()
         {
+            self.is_out_of_time = true;
             return Poll::Ready(Some(Err(self.cut(ResponseBodyError::Timeout))));
         }
         let frame = match ready!(self.body.poll_frame(cx)) {
@@ -206,7 +270,6 @@ impl UpstreamBody {
     }
 
     fn cut(&self, error: ResponseBodyError) -> ResponseBodyError {
-        self.upstream.metrics.failures.inc();
         if self.cut_needs_reset {
             self.client.reset_on_close();
         }

@@ -49,8 +49,26 @@ pub enum Expiry {
     Head,
     /// The client does not read what we write.
     Write,
+    /// The upstream it was upgraded to is out of the table, and was for long enough.
+    Removed,
+    /// The time to drain is over: a WebSocket is told so, and ends.
+    Leave,
     /// The process ends: whatever runs is cut.
     Abort,
+}
+
+impl Expiry {
+    /// The weaker ones wait for what runs; of those that don't the first is the reason, unless the process ends.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Idle => 0,
+            Self::Drain => 1,
+            Self::Removed => 2,
+            Self::Leave => 3,
+            Self::Opening | Self::Head | Self::Write => 4,
+            Self::Abort => 5,
+        }
+    }
 }
 
 /// How long a client may take for what.
@@ -106,6 +124,7 @@ pub struct Client {
     refused: RefCell<Option<Socket>>,
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
+    is_upgraded: Cell<bool>,
 }
 
 impl Client {
@@ -133,6 +152,7 @@ impl Client {
             refused: RefCell::new(None),
             draining: Cell::new(false),
             upgraded: RefCell::new(None),
+            is_upgraded: Cell::new(false),
         })
     }
 
@@ -229,13 +249,10 @@ impl Client {
         self.sweep.now().saturating_sub(since) >= Sweep::ticks(limit)
     }
 
-    /// Ends the connection for this reason: its task is woken to do so. A reason to end at once stays in force.
+    /// Ends the connection for this reason: its task is woken to do so. A reason as strong, or stronger, stays in force.
     pub fn expire(&self, expiry: Expiry) {
-        let ends_at_once = !matches!(
-            self.expired.get(),
-            None | Some(Expiry::Idle | Expiry::Drain)
-        );
-        if ends_at_once && expiry != Expiry::Abort {
+        let current = self.expired.get();
+        if current.is_some_and(|current| current.rank() >= expiry.rank()) {
             return;
         }
         self.expired.set(Some(expiry));
@@ -340,6 +357,7 @@ impl Client {
     /// After the 101 now being answered, the connection belongs to this upgrade.
     pub fn upgrade(&self, upgraded: Upgraded) {
         *self.upgraded.borrow_mut() = Some(Box::new(upgraded));
+        self.is_upgraded.set(true);
     }
 
     /// The request's record ends with the upgrade it led to.
@@ -352,6 +370,11 @@ impl Client {
     /// The upgrade that takes the connection over, once HTTP is done with it.
     pub fn take_upgrade(&self) -> Option<Box<Upgraded>> {
         self.upgraded.take()
+    }
+
+    /// Whether an upgrade has the connection, or is about to.
+    pub fn is_upgraded(&self) -> bool {
+        self.is_upgraded.get()
     }
 
     /// Whether the close must linger.

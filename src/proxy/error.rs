@@ -12,6 +12,7 @@ use super::body::ResponseBody;
 use crate::upstream::{
     dial::DialError,
     http1::{ExchangeError, head::MalformedHead},
+    http2::NoStream,
     request_body::RequestBodyError,
 };
 
@@ -66,6 +67,8 @@ impl Failure {
     /// A connection to `upstream` could not be had.
     pub fn dial(error: &DialError, upstream: &str) -> Self {
         let (status, name) = match error {
+            // Of descriptors, ports or memory: the upstream has no part in it.
+            _ if error.is_ours() => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_error"),
             DialError::Unresolved => (StatusCode::BAD_GATEWAY, "dns_error"),
             DialError::Denied => (StatusCode::BAD_GATEWAY, "destination_ip_prohibited"),
             DialError::Own => (StatusCode::BAD_GATEWAY, "proxy_loop_detected"),
@@ -79,6 +82,8 @@ impl Failure {
                 }
                 _ => (StatusCode::BAD_GATEWAY, "connection_refused"),
             },
+            DialError::NoHttp2 => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
+            DialError::Http2(_) => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
             DialError::TlsOptions(_) => (StatusCode::BAD_GATEWAY, "proxy_configuration_error"),
             DialError::Handshake(error) => {
                 let certificate = error
@@ -107,10 +112,74 @@ impl Failure {
         )
     }
 
+    /// So many were being connected to `upstream` that its turn did not come within `timeouts.connect`.
+    pub fn no_turn(upstream: &str) -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "connection_timeout",
+            format!("upstream {upstream}: too many connections were being made to it"),
+        )
+    }
+
+    /// 404: the route was taken out while the request waited for a place.
+    pub fn route_gone(route: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "destination_not_found",
+            format!("route {route} was taken out"),
+        )
+    }
+
+    /// 503: `max_requests` leaves no room, and as many requests wait as may.
+    pub fn queue_full(route: &str) -> Self {
+        let details = format!("route {route} has no room for the request, and a full queue");
+        Self::limit_reached(details)
+    }
+
+    /// 503: there was no room for `timeouts.queue`.
+    pub fn queue_timeout(route: &str) -> Self {
+        Self::limit_reached(format!("route {route} had no room for the request in time"))
+    }
+
+    fn limit_reached(details: String) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, "connection_limit_reached", details)
+    }
+
+    /// `upstream` answered so, and nobody else took the request, as it seemed somebody would.
+    pub fn discarded(status: StatusCode, upstream: &str) -> Self {
+        let details = format!("upstream {upstream} answered {status}");
+        Self::new(status, "destination_unavailable", details)
+    }
+
+    /// There was no stream for the request on the HTTP/2 connections to `upstream`.
+    pub fn no_stream(error: &NoStream, upstream: &str) -> Self {
+        match error {
+            NoStream::Dial(error) => Self::dial(error, upstream),
+            NoStream::Slow => Self::connect_timeout(upstream),
+            NoStream::Full => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "connection_limit_reached",
+                format!("upstream {upstream}: every stream is taken"),
+            ),
+        }
+    }
+
+    /// 502: a WebSocket, of an upstream that speaks HTTP/2.
+    pub fn no_upgrade(upstream: &str) -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "http_upgrade_failed",
+            format!("upstream {upstream}: WebSockets over HTTP/2 are not supported"),
+        )
+    }
+
     /// `upstream` gave no (good) response head.
     pub fn exchange(error: &ExchangeError, upstream: &str) -> Self {
         let (status, name) = match error {
-            ExchangeError::Terminated(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+            ExchangeError::Terminated(_) | ExchangeError::Reset(_) | ExchangeError::Refused => {
+                (StatusCode::BAD_GATEWAY, "connection_terminated")
+            }
             ExchangeError::Incomplete => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
             ExchangeError::Malformed(MalformedHead::TooLarge) => {
                 (StatusCode::BAD_GATEWAY, "http_response_header_section_size")

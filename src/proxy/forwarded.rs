@@ -4,9 +4,9 @@
 //! some upstreams read as such, are dropped. Which headers a request has is `headers`' part; these are plain
 //! functions over values.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use ipnet::{IpNet, Ipv4Net};
 
 /// `--trusted-proxies`: the networks whose forwarding fields are believed.
@@ -69,6 +69,29 @@ pub fn forwarded_for<'a>(
         }
     }
     out.extend_from_slice(client.as_bytes());
+}
+
+/// Who the client is: who connected or, behind trusted proxies, the last in `X-Forwarded-For` that is none of them. What
+/// is in front of an entry that is no address was written by somebody nobody vouches for.
+pub fn client_address(headers: &HeaderMap, connection: IpAddr, trusted: &TrustedProxies) -> IpAddr {
+    let mut client = connection.to_canonical();
+    let lines = headers.get_all("x-forwarded-for").iter().rev();
+    let mut hops = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
+    while trusted.contains(client) {
+        let Some(hop) = hops.next().and_then(hop_address) else {
+            break;
+        };
+        client = hop;
+    }
+    client
+}
+
+/// An entry of `X-Forwarded-For`. Some proxies write the port too.
+fn hop_address(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?.trim_ascii();
+    let address = hop.parse::<IpAddr>();
+    let address = address.or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
+    address.ok().map(|address| address.to_canonical())
 }
 
 /// An address as text, an IPv4-mapped one as IPv4.
@@ -225,6 +248,37 @@ mod tests {
             let client = address_text(client.parse().unwrap());
             forwarded_for(prior.iter(), &client, *sender, &mut out);
             assert_eq!(out, expected.as_bytes(), "{prior:?} {client} {sender:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_the_last_hop_that_is_no_trusted_proxy() {
+        let trusted = TrustedProxies::from_iter(["10.0.0.0/8".parse().unwrap()]);
+        let cases: &[(&[&str], &str, &str)] = &[
+            (&[], "192.0.2.1", "192.0.2.1"),
+            (&[], "10.0.0.1", "10.0.0.1"),
+            (&["203.0.113.9"], "192.0.2.1", "192.0.2.1"),
+            (&["203.0.113.9"], "10.0.0.1", "203.0.113.9"),
+            (&["203.0.113.9"], "::ffff:10.0.0.1", "203.0.113.9"),
+            (&["1.1.1.1, 203.0.113.9"], "10.0.0.1", "203.0.113.9"),
+            (&["203.0.113.9, 10.0.0.2"], "10.0.0.1", "203.0.113.9"),
+            (&["203.0.113.9", "10.0.0.2"], "10.0.0.1", "203.0.113.9"),
+            (&["10.0.0.3, 10.0.0.2"], "10.0.0.1", "10.0.0.3"),
+            (&["203.0.113.9:4711"], "10.0.0.1", "203.0.113.9"),
+            (&["[2001:db8::1]:4711"], "10.0.0.1", "2001:db8::1"),
+            (&["2001:db8::1"], "10.0.0.1", "2001:db8::1"),
+            (&["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.1", "10.0.0.2"),
+            (&["1.1.1.1,"], "10.0.0.1", "10.0.0.1"),
+            (&["\u{e9}"], "10.0.0.1", "10.0.0.1"),
+        ];
+        for (lines, connection, expected) in cases {
+            let mut headers = HeaderMap::new();
+            for line in *lines {
+                let value = HeaderValue::from_bytes(line.as_bytes()).unwrap();
+                headers.append("x-forwarded-for", value);
+            }
+            let client = client_address(&headers, connection.parse().unwrap(), &trusted);
+            assert_eq!(client.to_string(), *expected, "{lines:?} by {connection}");
         }
     }
 

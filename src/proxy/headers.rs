@@ -1,6 +1,8 @@
 //! Rewriting heads: the request's is serialised straight into bytes for the upstream, the response's fields are
 //! amended in place. Hop-by-hop fields (RFC 9110 section 7.6.1) stay behind in both directions.
 
+mod http2;
+
 use std::io::Write;
 
 use http::{
@@ -89,18 +91,14 @@ impl UpstreamHead<'_> {
         let rules = &self.settings.request_headers;
         let mut seen = Seen::default();
         for (name, value) in headers {
-            match name.as_str() {
-                "host" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
-                | "upgrade" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => {}
-                "cookie" => seen.cookies += 1,
-                "te" => seen.takes_trailers |= has_token(value, b"trailers"),
-                "content-length" => seen.length_announced = true,
-                // HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
-                "expect" if self.request.version == Version::HTTP_10 => {}
-                text if self.sender == Sender::Unknown && aliases_forwarded(text) => {}
-                text => {
+            match self.fate(name) {
+                Fate::Stays => {}
+                Fate::Cookie => seen.cookies += 1,
+                Fate::Te => seen.takes_trailers |= has_token(value, b"trailers"),
+                Fate::ContentLength => seen.length_announced = true,
+                Fate::GoesOn => {
                     if !named.contains(name) && !replaces(rules, name) {
-                        line(out, text, value.as_bytes());
+                        line(out, name.as_str(), value.as_bytes());
                     }
                 }
             }
@@ -109,6 +107,23 @@ impl UpstreamHead<'_> {
             write_cookies(out, headers);
         }
         seen
+    }
+
+    /// What becomes of a field of this name, whatever the route's rules say.
+    fn fate(&self, name: &HeaderName) -> Fate {
+        match name.as_str() {
+            "host" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
+            | "upgrade" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => {
+                Fate::Stays
+            }
+            "cookie" => Fate::Cookie,
+            "te" => Fate::Te,
+            "content-length" => Fate::ContentLength,
+            // HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
+            "expect" if self.request.version == Version::HTTP_10 => Fate::Stays,
+            text if self.sender == Sender::Unknown && aliases_forwarded(text) => Fate::Stays,
+            _ => Fate::GoesOn,
+        }
     }
 
     fn write_request_line(&self, out: &mut Vec<u8>) {
@@ -177,6 +192,16 @@ impl UpstreamHead<'_> {
         }
         RequestFraming::Length
     }
+}
+
+/// What becomes of a client's field.
+enum Fate {
+    /// It is of the client's connection, or ours to say.
+    Stays,
+    GoesOn,
+    Cookie,
+    Te,
+    ContentLength,
 }
 
 /// What the fields of a request say, noted while they were written.

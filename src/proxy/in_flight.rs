@@ -15,8 +15,17 @@ pub struct InFlight {
 
 struct Routed {
     route: Arc<Route>,
-    /// The index of the member it was sent to last.
-    member: Option<usize>,
+    /// Where it is, or its answer comes from.
+    sent: Option<Sent>,
+}
+
+/// Where a request was sent.
+#[derive(Clone, Copy)]
+struct Sent {
+    /// The index of the member.
+    member: usize,
+    /// How often the member had been ejected by then.
+    ejections: u32,
 }
 
 /// Whose request a place belongs to.
@@ -26,19 +35,33 @@ pub struct Place(usize);
 impl InFlight {
     /// A request has this route now.
     pub fn enter(&self, route: Arc<Route>) -> Place {
-        let member = None;
-        Place(self.requests.borrow_mut().insert(Routed { route, member }))
+        let sent = None;
+        Place(self.requests.borrow_mut().insert(Routed { route, sent }))
     }
 
     /// It is sent to another route's members from now on: the table has changed since it came.
     pub fn reroute(&self, place: &Place, route: Arc<Route>) {
-        let member = None;
-        self.requests.borrow_mut()[place.0] = Routed { route, member };
+        let sent = None;
+        self.requests.borrow_mut()[place.0] = Routed { route, sent };
     }
 
     /// It is sent to this member of its route.
     pub fn send(&self, place: &Place, member: usize) {
-        self.requests.borrow_mut()[place.0].member = Some(member);
+        let routed = &mut self.requests.borrow_mut()[place.0];
+        let ejections = routed.route.members[member].ejection().count();
+        routed.sent = Some(Sent { member, ejections });
+    }
+
+    /// It came back from there without an answer that anybody gets.
+    pub fn came_back(&self, place: &Place) {
+        self.requests.borrow_mut()[place.0].sent = None;
+    }
+
+    /// The member it was sent to, by index, of this version of its route.
+    pub fn sent_to(&self, place: &Place) -> Option<(Arc<Route>, usize)> {
+        let requests = self.requests.borrow();
+        let Routed { route, sent } = &requests[place.0];
+        Some((route.clone(), (*sent)?.member))
     }
 
     /// It has ended; this was its route.
@@ -46,11 +69,18 @@ impl InFlight {
         self.requests.borrow_mut().remove(place.0).route
     }
 
+    /// Looks at where it was sent: the route, the member's index, and how often that had been ejected by then. `None` if
+    /// it was not sent yet.
+    pub fn look<T>(&self, place: &Place, see: impl FnOnce(&Route, usize, u32) -> T) -> Option<T> {
+        let Routed { route, sent } = &self.requests.borrow()[place.0];
+        sent.map(|sent| see(route, sent.member, sent.ejections))
+    }
+
     /// How many requests were sent to their upstream on behalf of this key. Looks at each that runs.
     pub fn count(&self, key: &str) -> usize {
         let requests = self.requests.borrow();
         let is_of_key = |routed: &Routed| {
-            let member = routed.member.map(|index| &routed.route.members[index]);
+            let member = (routed.sent).map(|sent| &routed.route.members[sent.member]);
             member.is_some_and(|member| *member.key.key == *key)
         };
         requests
@@ -64,7 +94,7 @@ impl InFlight {
 mod tests {
     use super::*;
     use crate::{
-        route::{KeyVersion, Member, Settings},
+        route::{KeyVersion, Member, Role, Settings},
         telemetry::metrics::Metrics,
         upstream::{Endpoint, Identity, Protocol, Registry, balancer::Balancer},
     };
@@ -84,8 +114,13 @@ mod tests {
                     },
                     tls: None,
                     protocol: Protocol::Http1,
+                    pool: None,
                 }),
                 weight: 1,
+                role: Role::Serving,
+                max_requests: None,
+                limit: None,
+                standing: None,
                 is_alias: false,
                 key: KeyVersion {
                     key: key.into(),
@@ -101,6 +136,11 @@ mod tests {
             settings_key: None,
             members: Box::new(members),
             balancer: Balancer::Nobody,
+            backups: None,
+            panic: Default::default(),
+            tokens: None,
+            limits: None,
+            speaks_http2: false,
             metrics: metrics.route("a"),
         })
     }
@@ -116,6 +156,8 @@ mod tests {
         in_flight.send(&first, 0);
         in_flight.send(&second, 1);
         assert_eq!(counts(["x", "y", "z"]), [2, 0, 0]);
+        in_flight.came_back(&second);
+        assert_eq!(counts(["x", "y", "z"]), [1, 0, 0], "nowhere for now");
         in_flight.send(&second, 2);
         assert_eq!(counts(["x", "y", "z"]), [1, 1, 0], "tried again elsewhere");
         in_flight.reroute(&second, after.clone());

@@ -1,35 +1,31 @@
 //! A request's way to an upstream: pick, dial, exchange, and once more where that is safe.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{StatusCode, Version, request::Parts};
-use smallvec::SmallVec;
+use http::{StatusCode, request::Parts};
 
 use super::{
     Proxy,
+    affinity::{Affinity, Asker},
     answer::Answer,
+    attempt::{Failed, From},
     client::Client,
+    discard::discard,
     error::Failure,
     forwarded::{Scheme, Sender},
-    headers::{self, UpstreamHead},
+    headers,
     record::RequestRecord,
-    retry::{self, Attempt},
+    setback::{NoPlace, Setback},
     target::Target,
+    tries::Tries,
 };
 use crate::{
-    route::{Member, Revision, Route},
-    sweep::Deadline,
-    upstream::{
-        Upstream,
-        http1::{Connection, ExchangeLimits, head::ResponseHead, upload::Upload},
-        request_body::RequestBody,
+    route::{
+        Route,
+        pick::{Ask, Nobody},
     },
+    upstream::request_body::RequestBody,
 };
-
-/// Attempts beyond the first that a request may cost, refused connects apart.
-const EXTRA_ATTEMPTS: u32 = 1;
-/// How many members a request tries while each refuses the connection.
-const MAX_REFUSALS: usize = 8;
 
 /// One request on its way to some upstream of its route.
 pub struct Journey<'r> {
@@ -42,25 +38,18 @@ pub struct Journey<'r> {
     pub sender: Sender,
     pub scheme: Scheme,
     pub wants_upgrade: bool,
+    /// What ties it to a member of the route; see [`Self::tied`].
+    pub affinity: Affinity,
 }
 
 /// What of a request is left to send, and to whom it was sent in vain.
 pub struct Trip {
-    body: RequestBody,
-    /// Members of the route, by index.
-    tried: SmallVec<[usize; 4]>,
-    /// Attempts it may still cost.
-    extra: u32,
-    /// What ended the attempt before.
-    behind: Option<Behind>,
-}
-
-/// The attempt that failed when the table had changed.
-struct Behind {
-    failure: Failure,
-    /// The member it went to, as the route has it now; `None` if it is out.
-    member: Option<usize>,
-    again: Again,
+    pub(super) body: RequestBody,
+    pub(super) tries: Tries,
+    /// What became of the attempt before.
+    pub(super) setback: Option<Setback>,
+    /// How long it may still wait for a place, once it has waited.
+    pub(super) patience: Option<Duration>,
 }
 
 /// Why a journey ended without an answer.
@@ -72,307 +61,136 @@ pub enum Stop {
 }
 
 impl Trip {
-    /// Nothing was tried yet.
-    pub fn new(body: RequestBody) -> Self {
+    /// Nothing was tried yet, and at most so many attempts beyond the first may be.
+    pub fn new(body: RequestBody, extra: u32) -> Self {
         Self {
             body,
-            tried: SmallVec::new(),
-            extra: EXTRA_ATTEMPTS,
-            behind: None,
+            tries: Tries::new(extra),
+            setback: None,
+            patience: None,
         }
     }
 }
 
 impl Journey<'_> {
+    /// With the affinity that the request has in its route.
+    pub fn tied(mut self) -> Self {
+        self.affinity = Affinity::of(self.route, self.asker());
+        self
+    }
+
     /// Tries members until one answers, or trying on would not be safe or of use. No member is tried of a route that
     /// is not in the table any more: who takes a member out may count on that.
-    pub async fn run(&self, trip: Trip, record: &mut RequestRecord) -> Result<Answer, Stop> {
-        let proxy = self.proxy;
-        let deadline = proxy.sweep.deadline();
-        let Trip {
-            mut body,
-            mut tried,
-            mut extra,
-            behind,
-        } = trip;
-        let (mut index, mut from) = match behind {
-            None => {
-                let picked = self.route.pick(&tried);
-                let index = picked.ok_or_else(|| Stop::Failed(self.nobody()))?;
-                (index, From::Pool)
-            }
-            Some(Behind {
-                failure,
-                member,
-                again,
-            }) => {
-                let next = self.next(again, member, &tried);
-                let next = next.ok_or(Stop::Failed(failure))?;
-                self.count_retry(record);
-                next
-            }
-        };
+    pub async fn run(&self, mut trip: Trip, record: &mut RequestRecord) -> Result<Answer, Stop> {
+        let deadline = self.proxy.sweep.deadline();
         loop {
+            let (index, from) = match self.at_once(&trip, record) {
+                Some(place) => place,
+                // Boxed: most requests carry the room for it in vain.
+                None => {
+                    record.waits();
+                    match Box::pin(self.place(&mut trip, record)).await {
+                        Ok(place) => place,
+                        Err(NoPlace::Failed(failure)) => return Err(Stop::Failed(failure)),
+                        Err(NoPlace::Moved(route)) => return Err(self.reroute(route, trip)),
+                    }
+                }
+            };
+            let from = if from == From::Pool {
+                trip.tries.from()
+            } else {
+                from
+            };
             let upstream = &self.route.members[index].upstream;
             record.send(index, upstream);
-            let failed = match self.attempt(upstream, from, body, &deadline, record).await {
-                Ok((head, connection, unsent)) => {
-                    return Ok(Answer {
-                        head,
-                        connection,
-                        upstream: upstream.clone(),
-                        deadline,
-                        unsent,
-                        may_switch: self.wants_upgrade,
-                    });
-                }
-                Err(failed) => failed,
-            };
-            upstream.metrics.failures.inc();
-            if !failed.may_repeat {
-                return Err(Stop::Failed(failed.failure));
-            }
-            let failure = failed.failure;
-            body = failed.body;
-            let again = match failed.at {
-                // The upstream closed it as we took it: a fresh connection is as good as any, and costs no attempt.
-                FailedAt::PooledConnection => Again::Same,
-                FailedAt::Connecting if tried.len() + 1 < MAX_REFUSALS => Again::Other,
-                FailedAt::FreshConnection if extra > 0 => {
-                    extra -= 1;
-                    Again::OtherOrSame
-                }
-                FailedAt::Connecting | FailedAt::FreshConnection => {
-                    return Err(Stop::Failed(failure));
+            let attempt = self.attempt(upstream, from, trip.body, &deadline, record);
+            let (failed, again) = match attempt.await {
+                Ok(answered) => match self.unwanted(&answered, index, &mut trip.tries) {
+                    None => {
+                        return Ok(Answer {
+                            head: answered.head,
+                            rest: answered.rest,
+                            upstream: upstream.clone(),
+                            deadline,
+                            may_switch: self.wants_upgrade,
+                            cookie: self.affinity.cookie(self.route, index, self.asker()),
+                        });
+                    }
+                    Some((cause, again)) => {
+                        let failed = Failed {
+                            failure: Failure::discarded(answered.head.status, &upstream.name),
+                            cause: Some(cause),
+                            body: discard(self.proxy, upstream, answered),
+                        };
+                        (failed, Some(again))
+                    }
+                },
+                Err(failed) => {
+                    let again = |cause| self.again(cause, index, &mut trip.tries);
+                    let again = failed.cause.and_then(again);
+                    (failed, again)
                 }
             };
-            if again != Again::Same {
-                tried.push(index);
-            }
-            if let Some((revision, route)) = self.current_route() {
-                let Some(route) = route else {
-                    return Err(Stop::Failed(failure));
-                };
-                record.revision = revision;
-                let behind = Behind {
-                    failure,
-                    member: same_member(&route, &self.route.members[index]),
-                    again,
-                };
-                let trip = Trip {
-                    body,
-                    tried: same_upstreams(&route, self.route, &tried),
-                    extra,
-                    behind: Some(behind),
-                };
-                return Err(Stop::Rerouted(Box::new((route, trip))));
-            }
-            let next = self.next(again, Some(index), &tried);
-            (index, from) = next.ok_or(Stop::Failed(failure))?;
-            self.count_retry(record);
+            record.came_back();
+            let Failed {
+                failure,
+                cause,
+                body,
+            } = failed;
+            let (Some(cause), Some(again)) = (cause, again) else {
+                return Err(Stop::Failed(failure));
+            };
+            trip.body = body;
+            trip.body.rewind();
+            trip.setback = Some(Setback {
+                failure,
+                cause,
+                again,
+                member: Some(index),
+            });
         }
     }
 
-    /// Where the next attempt goes, after one at this member (`None`: it is out of the route).
-    fn next(&self, again: Again, member: Option<usize>, tried: &[usize]) -> Option<(usize, From)> {
-        let same = member.map(|index| (index, From::Dial));
-        let other = || Some((self.route.pick(tried)?, From::Pool));
-        match again {
-            Again::Same => same.or_else(other),
-            Again::Other => other(),
-            Again::OtherOrSame => other().or(same),
+    /// A place for the first attempt, if there is one without a wait.
+    fn at_once(&self, trip: &Trip, record: &mut RequestRecord) -> Option<(usize, From)> {
+        match trip.setback {
+            Some(_) => None,
+            None => Some((self.claim(&trip.tries, record).ok()?, From::Pool)),
         }
     }
 
-    /// `None` while the table still has the route that we follow; else the revision of the table and what it has now.
-    fn current_route(&self) -> Option<(Revision, Option<Arc<Route>>)> {
-        let table = self.proxy.live.table.load();
-        match table.find(&self.target.host, self.target.path) {
-            Ok(route) if std::ptr::eq(&**route, self.route) => None,
-            found => Some((table.revision, found.ok().cloned())),
+    fn asker(&self) -> Asker<'_> {
+        Asker {
+            request: self.request,
+            path: self.target.path,
+            address: self.client.address.ip(),
+            trusted: &self.proxy.trusted,
+            sender: self.sender,
+            scheme: self.scheme,
         }
     }
 
-    fn count_retry(&self, record: &mut RequestRecord) {
-        record.retries += 1;
-        self.proxy.metrics.data_plane.retries.inc();
-    }
-
-    /// One attempt at one upstream: the head of its answer, or what may be done about its absence.
-    async fn attempt(
-        &self,
-        upstream: &Arc<Upstream>,
-        from: From,
-        body: RequestBody,
-        deadline: &Deadline,
-        record: &mut RequestRecord,
-    ) -> Result<(ResponseHead, Connection, Option<Upload>), Failed> {
-        let proxy = self.proxy;
-        let pooled = match from {
-            From::Pool => proxy.pools.take(upstream),
-            From::Dial => None,
-        };
-        let (connection, at) = match pooled {
-            Some(connection) => (connection, FailedAt::PooledConnection),
-            None => match self.dial(upstream, deadline, record).await {
-                Ok(connection) => (connection, FailedAt::FreshConnection),
-                Err(failure) => {
-                    let may_repeat = retry::is_safe(&self.request.method, Attempt::Dial);
-                    return Err(Failed {
-                        failure,
-                        may_repeat,
-                        body,
-                        at: FailedAt::Connecting,
-                    });
-                }
-            },
-        };
-
-        upstream.metrics.requests.inc();
-        let mut buffer = proxy.take_buffer();
-        let framing = self.head(upstream, body.length()).write(&mut buffer);
-        let mut upload = Upload::new(
-            buffer,
-            body,
-            framing,
-            headers::expects_continue(self.request),
-        );
-        let limits = ExchangeLimits {
-            response: self.route.settings.timeouts.response,
-            idle: self.route.settings.timeouts.idle,
-            client_body: proxy.limits.body,
-        };
-        let relay = |head: &ResponseHead| {
-            if self.request.version == Version::HTTP_11 {
-                self.client
-                    .send_interim(&headers::interim_head(head.status, &head.headers));
-            }
-        };
-        match connection
-            .exchange(&mut upload, &self.request.method, &limits, deadline, relay)
-            .await
-        {
-            Ok(head) if upload.is_done() => {
-                proxy.give_buffer(upload.into_parts().0);
-                Ok((head, connection, None))
-            }
-            Ok(head) => Ok((head, connection, Some(upload))),
-            Err(error) => {
-                let attempt = Attempt::Exchange {
-                    error: &error,
-                    written: upload.written(),
-                    body_untouched: upload.is_body_untouched(),
-                };
-                let may_repeat = retry::is_safe(&self.request.method, attempt);
-                let (buffer, body) = upload.into_parts();
-                proxy.give_buffer(buffer);
-                Err(Failed {
-                    failure: Failure::exchange(&error, &upstream.name),
-                    may_repeat,
-                    body,
-                    at,
-                })
-            }
+    pub(super) fn ask<'a>(&'a self, tried: &'a [usize]) -> Ask<'a> {
+        Ask {
+            tried,
+            loads: self.proxy.loads.all(),
+            key: self.affinity.key,
+            sticks_to: self.affinity.member(),
+            yields: true,
         }
     }
 
-    fn nobody(&self) -> Failure {
+    pub(super) fn nobody(&self, why: Nobody) -> Failure {
+        let problem = match why {
+            Nobody::Without => "has no upstream that takes requests",
+            Nobody::Out => "has no upstream that is not ejected or unhealthy",
+            Nobody::Tried => "has no further upstream",
+            Nobody::Full => "has no upstream with room for the request",
+        };
         Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "destination_unavailable",
-            format!(
-                "route {} has no upstream that takes requests",
-                self.route.name
-            ),
+            format!("route {} {problem}", self.route.name),
         )
     }
-
-    async fn dial(
-        &self,
-        upstream: &Upstream,
-        deadline: &Deadline,
-        record: &mut RequestRecord,
-    ) -> Result<Connection, Failure> {
-        let begun = Instant::now();
-        deadline.arm(self.route.settings.timeouts.connect);
-        // Boxed: a connect with its TLS handshake is large, and most requests carry the room for it in vain.
-        let dial = Box::pin(self.proxy.dialler.dial(upstream));
-        let dialled = deadline.limit(dial).await;
-        deadline.disarm();
-        match dialled {
-            Some(Ok(connection)) => {
-                record.connected(begun);
-                Ok(connection)
-            }
-            Some(Err(error)) => Err(Failure::dial(&error, &upstream.name)),
-            None => Err(Failure::connect_timeout(&upstream.name)),
-        }
-    }
-
-    fn head<'u>(&'u self, upstream: &'u Upstream, length: Option<u64>) -> UpstreamHead<'u> {
-        UpstreamHead {
-            request: self.request,
-            target: self.target,
-            path: self.path,
-            settings: &self.route.settings,
-            upstream,
-            client: &self.client.address_text,
-            sender: self.sender,
-            scheme: self.scheme,
-            length,
-            upgrade: self.wants_upgrade,
-        }
-    }
-}
-
-/// Where an attempt takes its connection from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum From {
-    /// An idle one, if there is one.
-    Pool,
-    /// A new one: what broke a pooled connection broke its siblings too.
-    Dial,
-}
-
-/// Whom the next attempt goes to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
-    Same,
-    Other,
-    OtherOrSame,
-}
-
-/// Where a route has this member, as it was in an earlier version of the route.
-fn same_member(route: &Route, member: &Member) -> Option<usize> {
-    let is_same = |other: &Member| {
-        other.key.key == member.key.key && Arc::ptr_eq(&other.upstream, &member.upstream)
-    };
-    route.members.iter().position(is_same)
-}
-
-/// The members of a route whose upstreams are those of `tried` members of an earlier version.
-fn same_upstreams(route: &Route, earlier: &Route, tried: &[usize]) -> SmallVec<[usize; 4]> {
-    let is_tried = |member: &Member| {
-        let upstreams = tried.iter().map(|&index| &earlier.members[index].upstream);
-        upstreams
-            .into_iter()
-            .any(|upstream| Arc::ptr_eq(upstream, &member.upstream))
-    };
-    let members = route.members.iter().enumerate();
-    let tried = members.filter(|(_, member)| is_tried(member));
-    tried.map(|(index, _)| index).collect()
-}
-
-/// An attempt without a response head.
-struct Failed {
-    failure: Failure,
-    may_repeat: bool,
-    body: RequestBody,
-    at: FailedAt,
-}
-
-enum FailedAt {
-    Connecting,
-    PooledConnection,
-    FreshConnection,
 }

@@ -1,17 +1,28 @@
 //! A request's way: look-up, then its journey to an upstream, then the answer. One instance per worker;
 //! nothing here crosses threads.
 
+mod affinity;
 mod answer;
+mod attempt;
 pub mod body;
+pub mod budget;
+mod claim;
 pub mod client;
+mod connect;
+mod cookies;
+mod discard;
+pub mod ejections;
 pub mod error;
 pub mod forwarded;
 mod headers;
 pub mod in_flight;
 mod journey;
+mod outcome;
 pub mod record;
 pub mod retry;
+mod setback;
 mod target;
+mod tries;
 pub mod upgrade;
 
 use std::{
@@ -27,21 +38,35 @@ use http::{
 };
 use hyper::body::Incoming;
 
+use affinity::Affinity;
 use body::ResponseBody;
+use budget::RetryBudgets;
 use client::{Client, ClientLimits};
+use ejections::Ejections;
 use error::Failure;
 use forwarded::{Scheme, Sender, TrustedProxies, forwarded_proto};
 use in_flight::InFlight;
 use journey::{Journey, Stop, Trip};
 use record::RequestRecord;
 use target::Target;
+use upgrade::Ties;
 
 use crate::{
     live::Live,
     route::{Route, table::Miss},
     sweep::{self, Sweep},
-    telemetry::{access_log::AccessLog, metrics::Metrics},
-    upstream::{dial::Dialler, http1::head::MAX_FIELDS, pool::Pools, request_body::RequestBody},
+    telemetry::{
+        access_log::AccessLog,
+        metrics::{Metrics, Observer},
+    },
+    upstream::{
+        dial::Dialler,
+        http1::head::MAX_FIELDS,
+        http2,
+        load::WorkerLoads,
+        pool::Pools,
+        request_body::{RequestBody, replay::ReplayRoom},
+    },
 };
 
 /// What every request of one worker needs.
@@ -56,10 +81,22 @@ pub struct Proxy {
     pub trusted: Arc<TrustedProxies>,
     /// The requests that run.
     pub in_flight: InFlight,
+    /// What is in flight to each upstream, and this worker's part of it.
+    pub loads: WorkerLoads,
+    /// Where this worker notes what it sees of upstreams.
+    pub observer: Observer,
+    /// What ties the upgraded connections to the table.
+    pub ties: Ties,
+    /// Upgraded connections that were cut when the process ended.
+    pub cut: Cell<usize>,
+    /// Upstreams that this worker ejected.
+    pub ejections: Ejections,
     /// Idle connections to upstreams.
     pub pools: Pools,
+    /// Connections to upstreams of HTTP/2, shared by requests.
+    pub http2: http2::Pools,
     /// Makes new ones.
-    pub dialler: Dialler,
+    pub dialler: Rc<Dialler>,
     /// The worker's clock.
     pub sweep: Rc<Sweep>,
     /// What clients may take their time for.
@@ -68,6 +105,10 @@ pub struct Proxy {
     pub draining: Cell<bool>,
     /// Buffers for request heads, used again and again.
     pub buffers: RefCell<Vec<Vec<u8>>>,
+    /// How many requests of each route may be tried again.
+    pub retry_budgets: RetryBudgets,
+    /// Room for bodies that may have to be sent again.
+    pub replay_room: ReplayRoom,
 }
 
 /// The most spare head buffers a worker keeps, and the largest it keeps.
@@ -137,6 +178,7 @@ impl Proxy {
         };
         let mut route = route.map_err(|miss| early(self.unrouted(miss, &target)))?;
         record.enter(route.clone());
+        self.retry_budgets.count(&route);
 
         let sender = match self.trusted.contains(client.address.ip()) {
             true => Sender::Trusted,
@@ -160,7 +202,7 @@ impl Proxy {
             return Ok(response);
         }
         let mut path = rewritten(&route, &target).map_err(early)?;
-        let body = RequestBody::new(incoming, settings.max_body);
+        let mut body = RequestBody::new(incoming, settings.max_body);
         if body.length().is_none() && headers::has_other_coding(&request.headers) {
             return Err(early(Failure::new(
                 StatusCode::NOT_IMPLEMENTED,
@@ -174,14 +216,24 @@ impl Proxy {
             return Err(early(Failure::body_too_large()));
         }
         record.request_bytes = body.received();
+        // With HTTP/2, be it a POST: its upstream may vouch for having left it alone.
+        let may_go_again = route.speaks_http2
+            || (settings.retries.keeps_bodies && retry::is_idempotent(&request.method));
+        if may_go_again
+            && !body.is_end()
+            && let Some(replay) = self.replay_room.reserve(body.length())
+        {
+            body.keep_in(replay);
+        }
 
-        let wants_upgrade = body.is_end() && headers::asks_for_websocket(request);
+        let has_no_body = body.is_end();
+        let wants_upgrade = has_no_body && headers::asks_for_websocket(request);
         let request_deadline = settings.timeouts.request.map(|limit| {
             let deadline = self.sweep.deadline();
             deadline.arm(limit);
             deadline
         });
-        let mut trip = Trip::new(body);
+        let mut trip = Trip::new(body, settings.retries.attempts);
         let answer = loop {
             let journey = Journey {
                 proxy: self,
@@ -193,7 +245,9 @@ impl Proxy {
                 sender,
                 scheme,
                 wants_upgrade,
-            };
+                affinity: Affinity::default(),
+            }
+            .tied();
             let run = journey.run(trip, record);
             match sweep::limit(request_deadline.as_ref(), run).await {
                 Some(Ok(answer)) => break answer,
@@ -204,6 +258,10 @@ impl Proxy {
                     path = rewritten(&route, &target).map_err(early)?;
                 }
                 None => {
+                    // With a body to send it may have been the client that took its time.
+                    if let (true, Some(limit)) = (has_no_body, route.settings.timeouts.request) {
+                        record.ran_out(limit);
+                    }
                     return Err(early(Failure::new(
                         StatusCode::GATEWAY_TIMEOUT,
                         "http_response_timeout",

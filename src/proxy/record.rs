@@ -22,18 +22,18 @@ use super::{
 use crate::{
     route::{Revision, Route},
     telemetry::access_log,
-    upstream::Upstream,
+    upstream::{Upstream, limit::Permits},
 };
 
 /// The record of one request. Dropping it ends the request: whoever holds it last decides when that is.
 pub struct RequestRecord {
-    proxy: Rc<Proxy>,
+    pub(super) proxy: Rc<Proxy>,
     client: Rc<Client>,
     started: Instant,
     /// What only the access log wants.
     line: Option<Line>,
     /// Its place among the requests that run, once it has a route.
-    place: Option<Place>,
+    pub(super) place: Option<Place>,
     /// The upstream of the last attempt.
     upstream: Option<Arc<Upstream>>,
     /// The status answered; 499 until there is one (nginx's word for a client that left).
@@ -46,8 +46,13 @@ pub struct RequestRecord {
     pub response_bytes: u64,
     /// Attempts beyond the first.
     pub retries: u32,
+    /// Its places where running requests are limited.
+    pub permits: Permits,
     /// The revision of the table that routed it.
     pub revision: Revision,
+    /// Since when `upstream` has it, counted from `started`; `None` while it waits here. The first time is as good as
+    /// at once, unless it waited: no clock is read for it.
+    since: Option<Duration>,
     connect: Option<Duration>,
     first_byte: Option<Duration>,
     _running: RunningRequest,
@@ -82,7 +87,9 @@ impl RequestRecord {
             request_bytes: None,
             response_bytes: 0,
             retries: 0,
+            permits: Permits::default(),
             revision: 0,
+            since: Some(Duration::ZERO),
             connect: None,
             first_byte: None,
             _running: client.begin_request(),
@@ -103,6 +110,7 @@ impl RequestRecord {
 
     /// Notes that another route serves it: the table has changed.
     pub fn reroute(&mut self, route: Arc<Route>) {
+        self.permits = Permits::default();
         match &self.place {
             Some(place) => self.proxy.in_flight.reroute(place, route),
             None => self.enter(route),
@@ -114,7 +122,48 @@ impl RequestRecord {
         if let Some(place) = &self.place {
             self.proxy.in_flight.send(place, member);
         }
-        self.upstream = Some(upstream.clone());
+        let before = self.upstream.replace(upstream.clone());
+        let Proxy {
+            loads, observer, ..
+        } = &*self.proxy;
+        loads.begin(upstream.slot);
+        observer.sent(&upstream.metrics);
+        if let Some(before) = before {
+            loads.end(before.slot);
+            observer.ended(&before.metrics);
+        }
+        self.goes_on();
+    }
+
+    /// Notes that the attempt led to nothing: its upstream has nothing to do with what comes.
+    pub fn came_back(&mut self) {
+        if let Some(place) = &self.place {
+            self.proxy.in_flight.came_back(place);
+        }
+        self.waits();
+    }
+
+    /// Notes that it waits, and for nothing that an upstream does.
+    pub fn waits(&mut self) {
+        self.since = None;
+    }
+
+    /// Notes that it waits no longer, if it did.
+    pub fn goes_on(&mut self) {
+        if self.since.is_none() {
+            self.since = Some(self.started.elapsed());
+        }
+    }
+
+    /// For how long its upstream has it; `None` while it waits here.
+    pub fn with_upstream(&self) -> Option<Duration> {
+        let since = self.since?;
+        Some(self.started.elapsed().saturating_sub(since))
+    }
+
+    /// The member it was sent to last, by index, and the version of its route that had it.
+    pub fn sent_to(&self) -> Option<(Arc<Route>, usize)> {
+        self.proxy.in_flight.sent_to(self.place.as_ref()?)
     }
 
     /// Notes that a connection was made, begun at `since`.
@@ -134,8 +183,11 @@ impl RequestRecord {
     /// Notes the upstream's response head.
     pub fn head(&mut self, status: StatusCode) {
         self.status = status.as_u16();
-        if self.line.is_some() {
-            self.first_byte = Some(self.started.elapsed());
+        let first_byte = self.started.elapsed();
+        self.first_byte = Some(first_byte);
+        if let Some(upstream) = &self.upstream {
+            let after = first_byte.saturating_sub(self.since.unwrap_or_default());
+            self.proxy.observer.answered(&upstream.metrics, after);
         }
     }
 }
@@ -162,6 +214,10 @@ impl Drop for RequestRecord {
         }
         let total = self.started.elapsed();
         let request_bytes = self.request_bytes.as_ref().map_or(0, |bytes| bytes.get());
+        if let Some(upstream) = &self.upstream {
+            self.proxy.loads.end(upstream.slot);
+            self.proxy.observer.ended(&upstream.metrics);
+        }
         let place = self.place.take();
         let route = place.map(|place| self.proxy.in_flight.leave(place));
         if let Some(route) = &route {

@@ -1,18 +1,29 @@
-//! An upgraded connection: bytes both ways until both sides have ended, or nothing has moved for too long.
+//! An upgraded connection: bytes both ways until both sides have ended, nothing has moved for too long, or it is to
+//! end: then both sides are told, as RFC 6455 has it, between two frames.
+
+mod direction;
+mod frames;
+mod ties;
 
 use std::{
-    cell::Cell,
-    io::{self, IoSlice},
-    pin::{Pin, pin},
+    future::poll_fn,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::debug;
 
-use super::record::RequestRecord;
+use self::direction::Direction;
+pub use self::ties::Ties;
+use super::{
+    Proxy,
+    client::{Client, Expiry},
+    record::RequestRecord,
+};
 use crate::{sweep::Deadline, upstream::transport::Transport};
 
 /// An upstream that said 101, waiting for the client's connection to be taken out of HTTP.
@@ -29,130 +40,135 @@ pub struct Upgraded {
     pub record: Option<Box<RequestRecord>>,
 }
 
-/// One direction's buffer: a thousand idle WebSockets must not cost more than they say.
-const BUFFER: usize = 8 * 1024;
+/// How long both sides may take, once the connection is to end, to finish the frames they are in and to answer a Close.
+pub const CLOSING: Duration = Duration::from_secs(2);
 
-/// Copies both ways, half-closing as the sides do, until both have ended, `idle` passes without a byte, or
-/// `ended` says that the process must end it.
-pub async fn splice<C>(
-    mut client: C,
-    upgraded: Upgraded,
-    mut ended: impl FnMut(&Context<'_>) -> bool,
-) where
+/// Copies both ways, half-closing as the sides do, until both have ended, `idle` passes without a byte, or `client` is
+/// expired.
+pub async fn splice<C>(mut io: C, upgraded: Upgraded, proxy: &Proxy, client: &Rc<Client>)
+where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let Upgraded {
-        transport,
+        mut transport,
         read,
         idle,
         deadline,
         mut record,
     } = upgraded;
-    let moved = Rc::new(Cell::new(Moved::default()));
-    let mut upstream = Counted {
-        transport,
-        read,
-        moved: moved.clone(),
+    let _tie = record
+        .as_ref()
+        .and_then(|record| record.sent_to())
+        .map(|(route, member)| proxy.ties.tie(client.clone(), route, member));
+    let mut flow = Flow {
+        down: Direction::new(read),
+        up: Direction::new(Bytes::new()),
+        closing: None,
     };
-    {
-        let mut copy = pin!(tokio::io::copy_bidirectional_with_sizes(
-            &mut client,
-            &mut upstream,
-            BUFFER,
-            BUFFER
-        ));
-        let mut known = None;
-        std::future::poll_fn(|cx| {
-            if ended(cx) {
-                return Poll::Ready(());
+    deadline.arm(idle);
+    let mut moved = 0;
+    let end = poll_fn(|cx| {
+        client.watch(cx);
+        match client.expired() {
+            Some(Expiry::Abort) => return Poll::Ready(End::Cut),
+            Some(expiry @ (Expiry::Removed | Expiry::Leave)) if flow.closing.is_none() => {
+                flow.closing = Some(Closing::because_of(expiry));
+                deadline.arm(CLOSING);
             }
-            if copy.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            if known != Some(moved.get()) {
-                known = Some(moved.get());
-                deadline.arm(idle);
-            }
-            deadline.poll(cx)
-        })
-        .await;
+            _ => {}
+        }
+        if let Poll::Ready(end) = flow.poll(cx, &mut io, &mut transport) {
+            return Poll::Ready(end);
+        }
+        if flow.closing.is_none() && flow.moved() != moved {
+            moved = flow.moved();
+            deadline.arm(idle);
+        }
+        deadline.poll(cx).map(|()| End::Cut)
+    })
+    .await;
+    if let Some(closing) = &flow.closing {
+        debug!(client = %client.address, why = closing.why, ?end, "WebSocket ended");
     }
     if let Some(record) = &mut record {
-        record.response_bytes += moved.get().from_upstream;
+        record.response_bytes += flow.down.moved();
+        record.reason = flow.closing.map(|closing| closing.reason);
+    }
+    if end == End::Cut && client.expired() == Some(Expiry::Leave) {
+        proxy.cut.set(proxy.cut.get() + 1);
     }
 }
 
-/// Bytes moved so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Moved {
-    from_upstream: u64,
-    to_upstream: u64,
+/// How an upgraded connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// As both sides wanted it, or knew it.
+    Closed,
+    /// Without their agreement.
+    Cut,
 }
 
-/// The upstream's stream, with what it sent too early read first, counting what moves.
-struct Counted {
-    transport: Transport,
-    read: Bytes,
-    moved: Rc<Cell<Moved>>,
+/// Both directions, and what ends them.
+struct Flow {
+    /// From the upstream to the client.
+    down: Direction,
+    up: Direction,
+    closing: Option<Closing>,
 }
 
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = if self.read.is_empty() {
-            Pin::new(&mut self.transport).poll_read(cx, buf)
-        } else {
-            let n = self.read.len().min(buf.remaining());
-            buf.put_slice(&self.read[..n]);
-            self.read.advance(n);
-            Poll::Ready(Ok(()))
+/// Why the connection is to end, and the frames that say so.
+struct Closing {
+    why: &'static str,
+    /// The same for the access log.
+    reason: &'static str,
+    to_client: Vec<u8>,
+    to_upstream: Vec<u8>,
+}
+
+impl Closing {
+    fn because_of(expiry: Expiry) -> Self {
+        let (why, reason) = match expiry {
+            Expiry::Removed => ("upstream removed", "upstream_removed"),
+            _ => ("shutting down", "shut_down"),
         };
-        let mut moved = self.moved.get();
-        moved.from_upstream += (buf.filled().len() - before) as u64;
-        self.moved.set(moved);
-        result
-    }
-}
-
-impl Counted {
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(n)) = written {
-            let mut moved = self.moved.get();
-            moved.to_upstream += n as u64;
-            self.moved.set(moved);
+        Self {
+            why,
+            reason,
+            to_client: frames::going_away(why, None),
+            // Unpredictable (RFC 6455 section 5.3), so that nobody can make the bytes on the wire look like HTTP.
+            to_upstream: frames::going_away(why, Some(rand::random())),
         }
-        written
     }
 }
 
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
+impl Flow {
+    fn poll(
+        &mut self,
         cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.transport).poll_write(cx, buf);
-        self.count(written)
+        client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        upstream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> Poll<End> {
+        let closing = self.closing.as_ref();
+        let to_client = closing.map(|closing| &*closing.to_client);
+        let down = self.down.poll(cx, &mut *upstream, &mut *client, to_client);
+        let to_upstream = closing.map(|closing| &*closing.to_upstream);
+        let up = self.up.poll(cx, &mut *client, &mut *upstream, to_upstream);
+        if matches!(down, Poll::Ready(Err(_))) || matches!(up, Poll::Ready(Err(_))) {
+            return Poll::Ready(End::Cut);
+        }
+        if closing.is_some() && self.down.is_closed() && self.up.is_closed() {
+            // The word is out and answered; an end that can't be written now is written by the close itself.
+            let _ = Pin::new(client).poll_shutdown(cx);
+            let _ = Pin::new(upstream).poll_shutdown(cx);
+            return Poll::Ready(End::Closed);
+        }
+        if self.down.is_over() && self.up.is_over() {
+            return Poll::Ready(End::Closed);
+        }
+        Poll::Pending
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
-        self.count(written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+    fn moved(&self) -> u64 {
+        self.down.moved() + self.up.moved()
     }
 }

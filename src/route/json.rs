@@ -15,39 +15,17 @@ pub(super) fn is_json_object(value: &[u8]) -> bool {
         && serde_json::from_slice::<IgnoredAny>(value).is_ok()
 }
 
-/// Errors name the field by its path, `timeouts.connect: ...`, and what there is instead of an unknown one: without
-/// `later`, what only a later version takes.
-pub(super) fn from_json<'de, T: Deserialize<'de>>(
-    value: &'de [u8],
-    later: &[&str],
-) -> Result<T, BadValue> {
+/// Errors name the field by its path, `timeouts.connect: ...`, and what there is instead of an unknown one.
+pub(super) fn from_json<'de, T: Deserialize<'de>>(value: &'de [u8]) -> Result<T, BadValue> {
     let mut json = serde_json::Deserializer::from_slice(value);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        let problem = listing_without(later, error.into_inner().to_string());
+        let problem = error.into_inner().to_string();
         match path.as_str() {
             "." => BadValue::Field(problem),
             path => BadValue::field(path, problem),
         }
     })
-}
-
-/// `unknown field `x`, expected one of `a`, `b` at line 1 column 4`, less some of what is expected.
-fn listing_without(later: &[&str], problem: String) -> String {
-    let Some((what, expected)) = problem
-        .rsplit_once(", expected ")
-        .filter(|_| problem.starts_with("unknown "))
-    else {
-        return problem;
-    };
-    let (listed, place) = match expected.find(" at line ") {
-        Some(end) => expected.split_at(end),
-        None => (expected, ""),
-    };
-    let names = listed.split('`').skip(1).step_by(2);
-    let names: Vec<_> = names.filter(|name| !later.contains(name)).collect();
-    let one_of = if names.len() > 1 { "one of " } else { "" };
-    format!("{what}, expected {one_of}`{}`{place}", names.join("`, `"))
 }
 
 /// An object and nothing else: serde takes an array for a struct too, its items for the fields in their order.

@@ -4,22 +4,34 @@ pub mod entry;
 pub mod host;
 mod json;
 pub mod key;
+pub mod outcome;
+pub mod panic;
 pub mod path;
+pub mod pick;
 pub mod settings;
+mod slow_start;
 pub mod table;
+#[cfg(test)]
+pub mod testing;
 pub mod value;
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 pub use host::HostPattern;
 pub use key::RouteId;
+use panic::Panic;
 pub use path::PathPrefix;
 pub use settings::Settings;
 pub use table::Table;
 
 use crate::{
     telemetry::metrics::RouteMetrics,
-    upstream::{Endpoint, Upstream, balancer::Balancer},
+    upstream::{
+        Upstream,
+        balancer::{Balancer, tokens::Tokens},
+        limit::{Limit, queue::Queue},
+        standing::Standing,
+    },
 };
 
 /// The etcd revision a table corresponds to (with the directory source: a counter of the process).
@@ -40,8 +52,18 @@ pub struct Route {
     pub settings_key: Option<Box<SettingsKey>>,
     /// Its upstreams, ordered by key.
     pub members: Box<[Member]>,
-    /// Picks one of `members` for a request.
+    /// Picks one of the serving `members` for a request.
     pub balancer: Balancer,
+    /// Picks one of the backups, where there are any.
+    pub backups: Option<Box<Balancer>>,
+    /// Whom sticky cookies mean, where the settings ask for such.
+    pub tokens: Option<Box<Tokens>>,
+    /// Where its settings or one of its keys limit the requests that run; `None`: nowhere.
+    pub limits: Option<RouteLimits>,
+    /// Whether a member is asked by HTTP/2.
+    pub speaks_http2: bool,
+    /// Whether so few of the members are in that all are used.
+    pub panic: Panic,
     /// Its counters, resolved once.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -65,22 +87,6 @@ impl Route {
         })
     }
 
-    /// The member to send a request to, by index: none of `tried`, and one whose name has no address yet only if
-    /// there is no other. `None`: nobody is left.
-    pub fn pick(&self, tried: &[usize]) -> Option<usize> {
-        let is_untried = |member: usize| !tried.contains(&member);
-        let is_resolved = |member: usize| {
-            let identity = &self.members[member].upstream.identity;
-            !matches!(identity.endpoint, Endpoint::Unresolved(..))
-        };
-        let is_good = |member: usize| is_untried(member) && is_resolved(member);
-        let picked = match tried {
-            [] => self.balancer.pick(is_good),
-            _ => self.balancer.pick_again(is_good),
-        };
-        picked.or_else(|| self.balancer.pick_again(is_untried))
-    }
-
     /// Which route this is.
     pub fn id(&self) -> RouteId {
         RouteId {
@@ -97,11 +103,41 @@ pub struct Member {
     pub upstream: Arc<Upstream>,
     /// The share of requests it gets, relative to its siblings; 0 gets none.
     pub weight: u32,
+    /// Which requests it gets.
+    pub role: Role,
+    /// How many of the route's requests may run at it at one time; `None`: no limit.
+    pub max_requests: Option<NonZeroU32>,
+    /// Those that run at it, where they are limited.
+    pub limit: Option<Arc<Limit>>,
+    /// What the route's settings say of it beyond the defaults; `None`: nothing.
+    pub standing: Option<Box<Standing>>,
     /// Another key of the route, sorted before this one, names the same upstream (`Blog.x` and `blog.x` are one
     /// host). This key keeps it in the route should the other go; it gets no requests of its own.
     pub is_alias: bool,
     /// The key it comes from.
     pub key: KeyVersion,
+}
+
+/// Which requests run in a route with limits, and which wait.
+#[derive(Clone, Debug)]
+pub struct RouteLimits {
+    /// Those of all members; `None`: only members have limits.
+    pub requests: Option<Arc<Limit>>,
+    /// Requests that wait for a place, in the route or at any member.
+    pub queue: Arc<Queue>,
+}
+
+/// Which requests a member gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Its share of all.
+    #[default]
+    Serving,
+    /// Those that no serving member can take.
+    Backup,
+    /// No new ones, only those of clients that stick to it.
+    Draining,
 }
 
 /// The `@settings` key in force: where several spellings of one route (`Blog.x` and `blog.x`) have settings, that is the

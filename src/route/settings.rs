@@ -3,19 +3,28 @@
 mod written;
 
 use std::{
+    num::NonZeroU32,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use http::{HeaderName, HeaderValue};
 
+pub use crate::upstream::balancer::{Balance, HashOn, Sticky};
+
+pub(super) use self::written::{Count, IdleSpan, Span, Word, Words};
 use super::value::BadValue;
+use crate::upstream::{ejection::Outlier, health::CheckSettings};
 
 /// The settings of one route, as the request's way reads them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// How members are picked; `None` means the process's `--balance`.
     pub balance: Option<Balance>,
+    /// What [`Balance::Hash`] hashes.
+    pub hash_on: HashOn,
+    /// The cookie that keeps a client at its upstream; `None`: there is none.
+    pub sticky: Option<Sticky>,
     /// What the upstream gets as Host.
     pub host_header: HostHeader,
     /// Take the route's path prefix off before forwarding.
@@ -30,6 +39,20 @@ pub struct Settings {
     pub redirect_https: bool,
     /// How long the upstream may take for what.
     pub timeouts: Timeouts,
+    /// What is tried again, and how often.
+    pub retries: Retries,
+    /// How its upstreams are checked; `None`: they aren't.
+    pub health: Option<Arc<CheckSettings>>,
+    /// Which failures eject an upstream, and for how long.
+    pub outlier: Outlier,
+    /// When fewer of the members than this, in percent, can be used, all are.
+    pub panic_percent: u8,
+    /// How long a member takes to its full share, once it is new or back; `None`: no time.
+    pub slow_start: Option<Duration>,
+    /// How many requests may run in this route at one time; `None`: no limit.
+    pub max_requests: Option<NonZeroU32>,
+    /// How many requests may wait for a place, where there are limits. Default 100.
+    pub max_queue: u32,
     /// The largest request body, in bytes; 413 beyond. `None`: no limit.
     pub max_body: Option<u64>,
 }
@@ -48,17 +71,6 @@ impl Settings {
         static DEFAULT: LazyLock<Arc<Settings>> = LazyLock::new(Arc::default);
         DEFAULT.clone()
     }
-}
-
-/// `"balance"`, and `--balance`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Balance {
-    /// Each in turn, exact over all workers together, in proportion to the weights.
-    #[default]
-    RoundRobin,
-    /// Uniform at random, in proportion to the weights.
-    Random,
 }
 
 /// `"host_header"`.
@@ -91,6 +103,64 @@ impl HeaderRules {
     }
 }
 
+/// `"retries"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// Attempts beyond the first; 0: nothing is tried again. Default 1. Refused connections have a bound of their own.
+    pub attempts: u32,
+    /// What is tried again.
+    pub on: RetryOn,
+    /// How many of the requests of the last 10 s may be retries, in percent; 10 per second and worker always may.
+    /// Default 20.
+    pub budget_percent: u8,
+    /// Small bodies are kept while they are sent, so that they can be sent again. On where a route asks for retries
+    /// in so many words, off by default.
+    pub keeps_bodies: bool,
+}
+
+/// `"on"` of `"retries"`: what is tried again, where the request may be repeated safely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOn {
+    /// No connection.
+    pub connect: bool,
+    /// A connection that ended before the response.
+    pub reset: bool,
+    /// 502 from the upstream.
+    pub bad_gateway: bool,
+    /// 503 from the upstream.
+    pub unavailable: bool,
+    /// 504 from the upstream, or no answer within `timeouts.response`.
+    pub gateway_timeout: bool,
+}
+
+impl RetryOn {
+    /// Nothing.
+    pub const NOTHING: Self = Self {
+        connect: false,
+        reset: false,
+        bad_gateway: false,
+        unavailable: false,
+        gateway_timeout: false,
+    };
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: 1,
+            on: RetryOn {
+                connect: true,
+                reset: true,
+                bad_gateway: false,
+                unavailable: false,
+                gateway_timeout: false,
+            },
+            budget_percent: 20,
+            keeps_bodies: false,
+        }
+    }
+}
+
 /// `"timeouts"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -100,6 +170,8 @@ pub struct Timeouts {
     pub response: Duration,
     /// The upstream silent in mid-body, upgraded streams included. Default 5 min.
     pub idle: Duration,
+    /// For a place among the requests that run, where their number is limited. Default 1 s.
+    pub queue: Duration,
     /// From the first to the last byte of the whole exchange. Default: none.
     pub request: Option<Duration>,
 }
@@ -110,6 +182,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(1),
             response: Duration::from_secs(60),
             idle: Duration::from_secs(300),
+            queue: Duration::from_secs(1),
             request: None,
         }
     }
@@ -119,6 +192,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             balance: None,
+            hash_on: HashOn::ClientIp,
+            sticky: None,
             host_header: HostHeader::default(),
             strip_prefix: false,
             add_prefix: "".into(),
@@ -126,6 +201,13 @@ impl Default for Settings {
             response_headers: HeaderRules::default(),
             redirect_https: false,
             timeouts: Timeouts::default(),
+            retries: Retries::default(),
+            health: None,
+            outlier: Outlier::default(),
+            panic_percent: 50,
+            slow_start: None,
+            max_requests: None,
+            max_queue: 100,
             max_body: None,
         }
     }

@@ -76,6 +76,11 @@ impl Table {
         self.host_routes(&id.host)?.at(&id.prefix)
     }
 
+    /// The route of this one's pattern and prefix: itself, unless it has changed or is gone.
+    pub fn successor_of(&self, route: &Route) -> Option<&Arc<Route>> {
+        self.host_routes(&route.host)?.at(&route.prefix)
+    }
+
     /// The routes of exactly this pattern, ordered by prefix, and so by name.
     pub fn routes_of(&self, host: &HostPattern) -> &[Arc<Route>] {
         self.host_routes(host).map_or(&[], HostRoutes::as_slice)

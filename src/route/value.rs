@@ -1,36 +1,46 @@
 //! The value of an upstream's key: nothing, any text (both mean "defaults"), or a JSON object of options.
 
-use std::fmt;
+use std::{fmt, num::NonZeroU32, sync::Arc};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::json::{from_json, is_json_object, object};
-use crate::upstream::{Protocol, TlsOptions};
+use super::{
+    Role,
+    json::{from_json, is_json_object, optional_object},
+    settings::{Count, IdleSpan, Span, Word, Words},
+};
+use crate::upstream::{ClientFiles, PoolOptions, Protocol, TlsOptions};
 
 /// Longest value we take, of an upstream or of settings, in bytes.
 pub(super) const MAX_VALUE: usize = 64 * 1024;
 const MAX_WEIGHT: u32 = 65_535;
 
-/// Fields and variants that are [not supported yet](BadValue::NotSupportedYet).
-const LATER: [&str; 3] = ["backup", "max_requests", "h2"];
-
 /// The options of one upstream in one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamOptions {
-    /// Its share of the requests, relative to its siblings; 0 (also: `drain`) gets none.
+    /// Its share of the requests, relative to its siblings; 0 gets none.
     pub weight: u32,
+    /// `"backup"` and `"drain"`; who drains is no backup.
+    pub role: Role,
+    /// How many requests of the route may run at it at one time; `None`: no limit.
+    pub max_requests: Option<NonZeroU32>,
     /// TLS towards it.
-    pub tls: Option<TlsOptions>,
+    pub tls: Option<Arc<TlsOptions>>,
     /// The HTTP version spoken to it.
     pub protocol: Protocol,
+    /// How its connections are kept; `None`: by the defaults.
+    pub pool: Option<Arc<PoolOptions>>,
 }
 
 impl Default for UpstreamOptions {
     fn default() -> Self {
         Self {
             weight: 1,
+            role: Role::Serving,
+            max_requests: None,
             tls: None,
             protocol: Protocol::Http1,
+            pool: None,
         }
     }
 }
@@ -60,10 +70,6 @@ pub enum BadValue {
 }
 
 impl BadValue {
-    pub(super) fn not_yet(feature: &str) -> Self {
-        Self::NotSupportedYet(feature.to_owned())
-    }
-
     pub(super) fn field(field: &str, problem: impl std::fmt::Display) -> Self {
         Self::Field(format!("{field}: {problem}"))
     }
@@ -73,53 +79,53 @@ impl BadValue {
 #[serde(deny_unknown_fields)]
 struct Written {
     #[serde(default)]
-    weight: Option<Weight>,
+    weight: Option<Count<0, MAX_WEIGHT>>,
     #[serde(default)]
     tls: Option<WrittenTls>,
     #[serde(default)]
-    protocol: Option<Protocol>,
+    protocol: Option<Word<Protocol>>,
+    #[serde(default, deserialize_with = "optional_object")]
+    pool: Option<WrittenPool>,
     #[serde(default)]
     backup: Option<bool>,
     #[serde(default)]
     drain: Option<bool>,
     #[serde(default)]
-    max_requests: Option<u32>,
+    max_requests: Option<Count<1, { u32::MAX }>>,
 }
 
-/// 0 to [`MAX_WEIGHT`].
-struct Weight(u32);
+impl Words for Protocol {
+    const WORDS: &'static str = r#""http1" or "h2""#;
+}
 
-impl<'de> Deserialize<'de> for Weight {
+enum WrittenTls {
+    Switch(bool),
+    Options(WrittenTlsOptions),
+}
+
+impl<'de> Deserialize<'de> for WrittenTls {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct WeightVisitor;
-
-        impl de::Visitor<'_> for WeightVisitor {
-            type Value = Weight;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a whole number from 0 to {MAX_WEIGHT}")
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Weight, E> {
-                match u32::try_from(number) {
-                    Ok(weight) if weight <= MAX_WEIGHT => Ok(Weight(weight)),
-                    _ => Err(E::invalid_value(de::Unexpected::Unsigned(number), &self)),
-                }
-            }
-        }
-
-        json.deserialize_u64(WeightVisitor)
+        json.deserialize_any(TlsVisitor)
     }
 }
 
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected true, false, or an object of \"sni\", \"ca\" and \"insecure\""
-)]
-enum WrittenTls {
-    Switch(bool),
-    Options(#[serde(deserialize_with = "object")] WrittenTlsOptions),
+struct TlsVisitor;
+
+impl<'de> de::Visitor<'de> for TlsVisitor {
+    type Value = WrittenTls;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(r#"true, false, or an object of "sni", "ca", "insecure", "cert" and "key""#)
+    }
+
+    fn visit_bool<E>(self, switch: bool) -> Result<WrittenTls, E> {
+        Ok(WrittenTls::Switch(switch))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<WrittenTls, A::Error> {
+        let map = de::value::MapAccessDeserializer::new(map);
+        WrittenTlsOptions::deserialize(map).map(WrittenTls::Options)
+    }
 }
 
 #[derive(Deserialize)]
@@ -131,9 +137,29 @@ struct WrittenTlsOptions {
     ca: Option<Box<str>>,
     #[serde(default)]
     insecure: Option<bool>,
+    #[serde(default)]
+    cert: Option<Box<str>>,
+    #[serde(default)]
+    key: Option<Box<str>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPool {
+    #[serde(default)]
+    idle_timeout: Option<IdleSpan>,
+    #[serde(default)]
+    max_idle: Option<Count<0, { u16::MAX as u32 }>>,
+    #[serde(default)]
+    lifetime: Option<Span>,
 }
 
 impl UpstreamOptions {
+    /// Whether it may get requests that are nobody's in particular.
+    pub fn takes_new_requests(&self) -> bool {
+        self.weight > 0 && self.role != Role::Draining
+    }
+
     /// What a value asks for. What is not a JSON object asks for nothing.
     ///
     /// # Errors
@@ -145,30 +171,27 @@ impl UpstreamOptions {
         if !is_json_object(value) {
             return Ok(Self::default());
         }
-        from_json::<Written>(value, &LATER)?.finish()
+        from_json::<Written>(value)?.finish()
     }
 }
 
 impl Written {
     fn finish(self) -> Result<UpstreamOptions, BadValue> {
-        if self.protocol == Some(Protocol::H2) {
-            return Err(BadValue::not_yet("\"protocol\": \"h2\""));
-        }
-        if self.backup == Some(true) {
-            return Err(BadValue::not_yet("\"backup\""));
-        }
-        if self.max_requests.is_some() {
-            return Err(BadValue::not_yet("\"max_requests\""));
-        }
-        let weight = self.weight.map_or(1, |weight| weight.0);
         Ok(UpstreamOptions {
-            weight: if self.drain == Some(true) { 0 } else { weight },
+            weight: self.weight.map_or(1, |weight| weight.0),
+            role: match (self.drain, self.backup) {
+                (Some(true), _) => Role::Draining,
+                (_, Some(true)) => Role::Backup,
+                _ => Role::Serving,
+            },
+            max_requests: self.max_requests.and_then(|most| NonZeroU32::new(most.0)),
             tls: match self.tls {
                 None | Some(WrittenTls::Switch(false)) => None,
-                Some(WrittenTls::Switch(true)) => Some(TlsOptions::default()),
-                Some(WrittenTls::Options(options)) => Some(options.finish()?),
+                Some(WrittenTls::Switch(true)) => Some(Arc::default()),
+                Some(WrittenTls::Options(options)) => Some(Arc::new(options.finish()?)),
             },
-            protocol: Protocol::Http1,
+            protocol: self.protocol.map(|protocol| protocol.0).unwrap_or_default(),
+            pool: self.pool.and_then(WrittenPool::finish),
         })
     }
 }
@@ -183,19 +206,62 @@ impl WrittenTlsOptions {
                 format_args!("{sni:?} is no host name"),
             ));
         }
-        if self.ca.as_deref() == Some("") {
-            return Err(BadValue::field("tls.ca", "expected the path of a PEM file"));
+        for (field, path) in [
+            ("tls.ca", &self.ca),
+            ("tls.cert", &self.cert),
+            ("tls.key", &self.key),
+        ] {
+            if path.as_deref() == Some("") {
+                return Err(BadValue::field(field, "expected the path of a PEM file"));
+            }
         }
+        let client = match (self.cert, self.key) {
+            (Some(cert), Some(key)) => Some(ClientFiles { cert, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(BadValue::field(
+                    "tls.cert",
+                    "it needs its \"key\" beside it",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(BadValue::field(
+                    "tls.key",
+                    "it needs its \"cert\" beside it",
+                ));
+            }
+        };
         Ok(TlsOptions {
             sni: self.sni,
             ca: self.ca,
             insecure: self.insecure.unwrap_or(false),
+            client,
         })
+    }
+}
+
+impl WrittenPool {
+    /// `None` if that is the defaults: then it is the same upstream as without.
+    fn finish(self) -> Option<Arc<PoolOptions>> {
+        let default = PoolOptions::default();
+        let options = PoolOptions {
+            idle_timeout: self
+                .idle_timeout
+                .map_or(default.idle_timeout, |span| span.0),
+            max_idle: self
+                .max_idle
+                .and_then(|most| u16::try_from(most.0).ok())
+                .unwrap_or(default.max_idle),
+            lifetime: self.lifetime.map(|span| span.0),
+        };
+        (options != default).then(|| Arc::new(options))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -252,24 +318,96 @@ mod tests {
 
     #[test]
     fn options_are_read() {
-        for (value, weight, tls) in [
-            (r#"{"weight": 5}"#, 5, None),
-            (r#"{"weight": 0}"#, 0, None),
-            (r#"{"weight": 5, "drain": true}"#, 0, None),
-            (r#"{"weight": 5, "drain": false}"#, 5, None),
-            (r#"{"tls": true}"#, 1, Some(TlsOptions::default())),
+        for (value, weight, role, tls) in [
+            (r#"{"weight": 5}"#, 5, Role::Serving, None),
+            (r#"{"weight": 0}"#, 0, Role::Serving, None),
+            (r#"{"weight": 5, "drain": true}"#, 5, Role::Draining, None),
+            (r#"{"weight": 5, "drain": false}"#, 5, Role::Serving, None),
+            (r#"{"backup": true}"#, 1, Role::Backup, None),
+            (
+                r#"{"backup": true, "drain": true}"#,
+                1,
+                Role::Draining,
+                None,
+            ),
+            (
+                r#"{"tls": true}"#,
+                1,
+                Role::Serving,
+                Some(TlsOptions::default()),
+            ),
             (
                 r#"{"tls": {"sni": "a.example", "ca": "/ca.pem", "insecure": true}, "protocol": "http1"}"#,
                 1,
+                Role::Serving,
                 Some(TlsOptions {
                     sni: Some("a.example".into()),
                     ca: Some("/ca.pem".into()),
                     insecure: true,
+                    client: None,
+                }),
+            ),
+            (
+                r#"{"tls": {"cert": "/us.pem", "key": "/us.key"}}"#,
+                1,
+                Role::Serving,
+                Some(TlsOptions {
+                    client: Some(ClientFiles {
+                        cert: "/us.pem".into(),
+                        key: "/us.key".into(),
+                    }),
+                    ..TlsOptions::default()
                 }),
             ),
         ] {
             let options = UpstreamOptions::parse(value.as_bytes()).expect(value);
-            assert_eq!((options.weight, options.tls), (weight, tls), "{value}");
+            let read = (options.weight, options.role, options.tls);
+            assert_eq!(read, (weight, role, tls.map(Arc::new)), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_protocol_is_http1_unless_the_value_says_otherwise() {
+        for (value, protocol) in [
+            ("", Protocol::Http1),
+            ("{}", Protocol::Http1),
+            (r#"{"protocol": null}"#, Protocol::Http1),
+            (r#"{"protocol": "http1"}"#, Protocol::Http1),
+            (r#"{"protocol": "h2"}"#, Protocol::H2),
+        ] {
+            let options = UpstreamOptions::parse(value.as_bytes()).expect(value);
+            assert_eq!(options.protocol, protocol, "{value}");
+        }
+    }
+
+    #[test]
+    fn pool_options_are_read_and_the_defaults_are_none() {
+        let default = PoolOptions::default();
+        for (value, expected) in [
+            (r#"{"pool": null}"#, None),
+            (r#"{"pool": {}}"#, None),
+            (
+                r#"{"pool": {"idle_timeout": "60s", "max_idle": 1024, "lifetime": null}}"#,
+                None,
+            ),
+            (
+                r#"{"pool": {"max_idle": 0}}"#,
+                Some(PoolOptions {
+                    max_idle: 0,
+                    ..default.clone()
+                }),
+            ),
+            (
+                r#"{"pool": {"idle_timeout": "5s", "lifetime": "1h"}}"#,
+                Some(PoolOptions {
+                    idle_timeout: Duration::from_secs(5),
+                    lifetime: Some(Duration::from_secs(3600)),
+                    ..default
+                }),
+            ),
+        ] {
+            let options = UpstreamOptions::parse(value.as_bytes()).expect(value);
+            assert_eq!(options.pool.as_deref(), expected.as_ref(), "{value}");
         }
     }
 
@@ -288,38 +426,83 @@ mod tests {
             ),
             (
                 r#"{"wieght": 5}"#,
-                "unknown field `wieght`, expected one of `weight`, `tls`, `protocol`, `drain` at line 1",
+                "unknown field `wieght`, expected one of `weight`, `tls`, `protocol`, `pool`, `backup`, `drain`, `max_requests` at line 1",
             ),
             (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
-            (r#"{"tls": 5}"#, "tls: expected true, false"),
-            (r#"{"tls": []}"#, "tls: expected true, false"),
+            (
+                r#"{"tls": 5}"#,
+                "tls: invalid type: integer `5`, expected true, false, or an object of \"sni\"",
+            ),
+            (
+                r#"{"tls": []}"#,
+                "tls: invalid type: sequence, expected true",
+            ),
             (
                 r#"{"tls": [null, null, true]}"#,
-                "tls: expected true, false",
+                "tls: invalid type: sequence, expected true",
+            ),
+            (
+                r#"{"tls": {"insecure": "true"}}"#,
+                "tls.insecure: invalid type: string \"true\", expected a boolean",
+            ),
+            (
+                r#"{"tls": {"verify": false}}"#,
+                "tls.verify: unknown field `verify`, expected one of `sni`, `ca`, `insecure`, `cert`, `key`",
             ),
             (
                 r#"{"tls": {"sni": "a b"}}"#,
                 "tls.sni: \"a b\" is no host name",
             ),
-            (r#"{"tls": {"cert": "x"}}"#, "tls: expected true, false"),
+            (
+                r#"{"pool": []}"#,
+                "pool: invalid type: sequence, expected an object",
+            ),
+            (
+                r#"{"pool": {"size": 5}}"#,
+                "unknown field `size`, expected one of `idle_timeout`",
+            ),
+            (
+                r#"{"pool": {"max_idle": 65536}}"#,
+                "pool.max_idle: invalid value: integer `65536`, expected a whole number from 0 to 65535",
+            ),
+            (
+                r#"{"pool": {"lifetime": "0s"}}"#,
+                "pool.lifetime: \"0s\" is zero",
+            ),
+            (
+                r#"{"pool": {"idle_timeout": "0s"}}"#,
+                "pool.idle_timeout: \"0s\" is zero; \"max_idle\": 0 keeps none",
+            ),
+            (
+                r#"{"pool": {"idle_timeout": 5}}"#,
+                "pool.idle_timeout: invalid type",
+            ),
+            (
+                r#"{"tls": {"cert": "x"}}"#,
+                "tls.cert: it needs its \"key\"",
+            ),
+            (r#"{"tls": {"key": "x"}}"#, "tls.key: it needs its \"cert\""),
+            (
+                r#"{"tls": {"cert": "x", "key": ""}}"#,
+                "tls.key: expected the path",
+            ),
             (
                 r#"{"protocol": "h3"}"#,
-                "protocol: unknown variant `h3`, expected `http1` at line 1",
+                "protocol: unknown variant `h3`, expected `http1` or `h2` at line 1",
+            ),
+            (
+                r#"{"protocol": 2}"#,
+                "protocol: invalid type: integer `2`, expected \"http1\" or \"h2\"",
+            ),
+            (
+                r#"{"max_requests": 0}"#,
+                "max_requests: invalid value: integer `0`, expected a whole number from 1 to 4294967295",
             ),
             (
                 r#"{"a, expected `b`": 5}"#,
                 "unknown field `a, expected `b``, expected one of `weight`",
             ),
-            (
-                r#"{"protocol": "h2"}"#,
-                "\"protocol\": \"h2\" is not supported yet",
-            ),
-            (r#"{"backup": true}"#, "\"backup\" is not supported yet"),
             (r#"{"backup": 1}"#, "backup: invalid type"),
-            (
-                r#"{"max_requests": 5}"#,
-                "\"max_requests\" is not supported yet",
-            ),
             (r#"{"max_requests": "5"}"#, "max_requests: invalid type"),
         ] {
             let error = UpstreamOptions::parse(value.as_bytes())

@@ -1,7 +1,14 @@
 //! Where routes come from, what makes tables of them, and what keeps them on disk: the source, the publisher and the
 //! snapshot of one instance.
 
-use std::{future, path::Path, sync::Arc, time::Instant};
+use std::{
+    future,
+    path::Path,
+    sync::{Arc, Weak},
+    time::Instant,
+};
+
+use futures_util::future::BoxFuture;
 
 use tokio::{
     sync::{mpsc, watch},
@@ -21,6 +28,10 @@ use crate::{
         snapshot::{Disk, Stored, Writer},
     },
     telemetry::metrics::Metrics,
+    upstream::{
+        dial::Dialler,
+        health::{Checks, Finding, checker::Checker, probe::Probe},
+    },
 };
 
 /// Updates that may wait for the publisher; a full channel slows the source down.
@@ -33,6 +44,8 @@ pub(super) struct Routing {
     disk: Option<Disk>,
     /// What the publisher begins with, if anything, and how many members of etcd may know better.
     restored: Option<(Stored, usize)>,
+    /// The health checks that routes ask for.
+    checks: mpsc::UnboundedReceiver<Weak<Checks>>,
     live: Arc<Live>,
     metrics: Arc<Metrics>,
 }
@@ -49,13 +62,15 @@ impl Routing {
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let mut source = Source::new(config, metrics)?;
+        let (checker, checks) = mpsc::unbounded_channel();
         let publisher = Publisher::new(
             live.clone(),
             metrics.clone(),
             config.prefix.clone(),
             config.balance,
             Names::start(),
-        );
+        )
+        .checked_by(checker);
         let (mut disk, mut restored) = (None, None);
         if let Some(path) = &config.snapshot {
             let (opened, stored) = read(path, &config.prefix).await?;
@@ -71,6 +86,7 @@ impl Routing {
             publisher,
             disk,
             restored,
+            checks,
             live: live.clone(),
             metrics: metrics.clone(),
         })
@@ -87,6 +103,7 @@ impl Routing {
     pub(super) fn start(
         self,
         instance: Option<&Instance>,
+        dialler: Dialler,
         tasks: &mut JoinSet<&'static str>,
     ) -> Option<Writer> {
         let Self {
@@ -94,9 +111,15 @@ impl Routing {
             mut publisher,
             disk,
             restored,
+            checks,
             live,
             metrics,
         } = self;
+        let checker = Checker::new(probe_by(dialler), metrics.clone());
+        tasks.spawn(async move {
+            checker.run(checks).await;
+            "health checks"
+        });
         let mut writer = None;
         if let Some(disk) = disk {
             let (tell, frames) = watch::channel(None);
@@ -126,6 +149,15 @@ impl Routing {
             "source"
         });
         writer
+    }
+}
+
+/// How the checker asks an upstream.
+fn probe_by(dialler: Dialler) -> impl Fn(Arc<Checks>) -> BoxFuture<'static, Finding> {
+    let probe = Arc::new(Probe::new(dialler));
+    move |checks| {
+        let probe = probe.clone();
+        Box::pin(async move { probe.ask(&checks.upstream, &checks.settings).await })
     }
 }
 
@@ -187,14 +219,7 @@ pub(super) fn initial_status(source: &SourceConfig) -> Status {
         SourceConfig::Etcd(etcd) => ("etcd", etcd.endpoints.join(",")),
         SourceConfig::Directory(path) => ("directory", path.display().to_string()),
     };
-    Status {
-        kind,
-        connected: false,
-        location,
-        stale_since: None,
-        observed: None,
-        error: None,
-    }
+    Status::before(kind, location)
 }
 
 enum Source {

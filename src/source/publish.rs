@@ -14,7 +14,7 @@ mod restore;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -46,7 +46,7 @@ use crate::{
         settings::Balance,
     },
     telemetry::metrics::Metrics,
-    upstream::Registry,
+    upstream::{Registry, health::Checks, standing::Standings},
 };
 
 /// How many queued updates one swap may cover.
@@ -66,6 +66,7 @@ pub struct Publisher {
     prefix: String,
     default_balance: Balance,
     registry: Registry,
+    standings: Standings,
     names: NameUses,
     /// What is published next.
     table: Table,
@@ -120,6 +121,7 @@ impl Publisher {
             acceptance,
             accepts,
             registry: Registry::new(metrics.clone()),
+            standings: Standings::default(),
             live,
             metrics,
             prefix,
@@ -143,6 +145,12 @@ impl Publisher {
     /// Tells here what is to be kept on disk, whenever that changes.
     pub fn archiving(mut self, frames: watch::Sender<Option<Frame>>) -> Self {
         self.archive = Archive::telling(frames, &self.prefix);
+        self
+    }
+
+    /// Tells here of every health check that routes ask for.
+    pub fn checked_by(mut self, checker: mpsc::UnboundedSender<Weak<Checks>>) -> Self {
+        self.standings = Standings::checked_by(checker);
         self
     }
 
@@ -402,14 +410,24 @@ impl Publisher {
 
     fn build(&mut self, draft: Draft) {
         let id = draft.id().clone();
+        let before = draft.before().cloned();
         self.names.let_go(&draft);
         let names = &self.names;
         let route = draft.build(&mut Workshop {
             registry: &mut self.registry,
+            standings: &mut self.standings,
             metrics: &self.metrics,
             default_balance: self.default_balance,
+            is_first_table: self.live.applied.borrow().is_none(),
             addresses_of: |name: &str| names.addresses_of(name),
         });
+        // The new ones first: who is in both stays listed throughout.
+        for member in route.iter().flat_map(|route| &route.members) {
+            member.upstream.enlist();
+        }
+        for member in before.iter().flat_map(|route| &route.members) {
+            member.upstream.delist();
+        }
         match route {
             Some(route) => self.table.insert(route),
             None => self.table.remove(&id),

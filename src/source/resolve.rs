@@ -1,19 +1,20 @@
 //! Names of upstreams to addresses: resolved when a route begins to use one, again whenever the answer's time to live
 //! is over, no more when no route uses it. `/etc/hosts` counts, as it stood when the process started.
 
+mod lookup;
+
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
-use hickory_resolver::{
-    Resolver, TokioResolver,
-    config::{LookupIpStrategy, ResolverConfig},
-};
+use hickory_resolver::{Hosts, Resolver, TokioResolver, config::ResolverConfig};
 use rand::RngExt;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tracing::{debug, warn};
+
+use self::lookup::{Found, Lookups};
 
 /// An answer serves at least this long, whatever its time to live: a zero must not become a busy loop.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub struct Answer {
     pub name: Arc<str>,
     /// Sorted, each once. Empty if the first attempt failed; a later failure is no answer, the last one stands.
     pub addresses: Vec<IpAddr>,
+    /// The addresses of the other family, for dials that fail with the former; sorted, each once.
+    pub fallbacks: Vec<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -48,9 +51,14 @@ pub(super) enum Question {
 impl Names {
     /// Starts the resolver, on the runtime this is called in. It ends when the value is dropped.
     pub fn start() -> Self {
+        Self::asking(system_resolver)
+    }
+
+    /// The same, by other look-ups than the system's.
+    fn asking(lookups: impl FnOnce() -> Option<Lookups> + Send + 'static) -> Self {
         let (names, mut questions, answers) = Self::channels();
         tokio::spawn(async move {
-            let resolver = Arc::new(system_resolver());
+            let lookups = Arc::new(lookups());
             let permits = Arc::new(Semaphore::new(MOST_QUESTIONS));
             let mut watched = HashMap::new();
             let mut tasks = JoinSet::new();
@@ -59,7 +67,7 @@ impl Names {
                     Question::Watch(name) => {
                         let watch = Watch {
                             name: name.clone(),
-                            resolver: resolver.clone(),
+                            lookups: lookups.clone(),
                             permits: permits.clone(),
                             answers: answers.clone(),
                         };
@@ -112,58 +120,59 @@ impl Names {
     }
 }
 
-fn system_resolver() -> Option<TokioResolver> {
+fn system_resolver() -> Option<Lookups> {
     let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
         warn!("no name servers: {error}; names of upstreams resolve through /etc/hosts alone");
         Resolver::builder_with_config(ResolverConfig::default(), Default::default())
     });
-    let options = builder.options_mut();
-    // A dual-stack upstream is one process behind two addresses: taking both would give it a double share, and fail
-    // half of its requests where only one family is routed.
-    options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
     // How often a failure is asked again is ours to say.
-    options.negative_max_ttl = Some(SHORTEST);
-    builder
+    builder.options_mut().negative_max_ttl = Some(SHORTEST);
+    let resolver = builder
         .build()
         .inspect_err(|error| warn!("names of upstreams cannot be resolved: {error}"))
-        .ok()
+        .ok()?;
+    let hosts = Hosts::from_system()
+        .inspect_err(|error| debug!("no hosts file: {error}"))
+        .unwrap_or_default();
+    Some(Lookups::by(resolver, hosts))
 }
 
 struct Watch {
     name: Arc<str>,
-    resolver: Arc<Option<TokioResolver>>,
+    lookups: Arc<Option<Lookups>>,
     permits: Arc<Semaphore>,
     answers: mpsc::UnboundedSender<Answer>,
 }
 
 impl Watch {
     async fn run(self) {
-        let mut last: Option<Vec<IpAddr>> = None;
+        let mut last: Option<Answer> = None;
         let mut failures = 0;
         loop {
-            let (addresses, pause) = match self.look_up().await {
-                Ok((addresses, pause)) => {
+            let (answer, pause) = match self.look_up(last.as_ref()).await {
+                Ok(found) => {
                     failures = 0;
-                    (Some(addresses), pause)
+                    let pause = found.time_to_live.clamp(SHORTEST, LONGEST);
+                    (Some(self.answer(found, last.as_ref())), pause)
                 }
                 Err(error) => {
                     debug!(name = &*self.name, "not resolved: {error}");
                     failures += 1;
-                    (last.is_none().then(Vec::new), back_off(failures))
+                    let nothing = last.is_none().then(|| self.nothing());
+                    (nothing, back_off(failures))
                 }
             };
-            if let Some(addresses) = addresses
-                && last.as_ref() != Some(&addresses)
+            if let Some(answer) = answer
+                && last.as_ref() != Some(&answer)
             {
-                if addresses.is_empty() {
+                if answer.addresses.is_empty() {
                     warn!(
                         name = &*self.name,
                         "name of an upstream has no address; asking on"
                     );
                 }
-                last = Some(addresses.clone());
-                let name = self.name.clone();
-                if self.answers.send(Answer { name, addresses }).is_err() {
+                last = Some(answer.clone());
+                if self.answers.send(answer).is_err() {
                     return;
                 }
             }
@@ -171,22 +180,32 @@ impl Watch {
         }
     }
 
-    /// The addresses, and for how long they serve.
-    async fn look_up(&self) -> Result<(Vec<IpAddr>, Duration), String> {
+    async fn look_up(&self, last: Option<&Answer>) -> Result<Found, String> {
         let _permit = self.permits.acquire().await;
-        let resolver = self.resolver.as_ref().as_ref().ok_or("no resolver")?;
-        let found = resolver.lookup_ip(&*self.name).await;
-        let found = found.map_err(|error| error.to_string())?;
-        let mut addresses: Vec<IpAddr> = found.iter().collect();
-        if addresses.is_empty() {
-            return Err("no address".to_owned());
+        let lookups = self.lookups.as_ref().as_ref().ok_or("no resolver")?;
+        let knows_v4 = last.is_some_and(|last| last.addresses.iter().any(IpAddr::is_ipv4));
+        lookups.find(&self.name, knows_v4).await
+    }
+
+    /// Where the other family could not be asked for, its last addresses stand.
+    fn answer(&self, found: Found, last: Option<&Answer>) -> Answer {
+        let is_other = |address: &IpAddr| address.is_ipv4() != found.addresses[0].is_ipv4();
+        let known = || last.map(|last| last.fallbacks.clone()).unwrap_or_default();
+        let mut fallbacks = found.fallbacks.unwrap_or_else(known);
+        fallbacks.retain(is_other);
+        Answer {
+            name: self.name.clone(),
+            addresses: found.addresses,
+            fallbacks,
         }
-        addresses.sort_unstable();
-        addresses.dedup();
-        let time_to_live = found
-            .valid_until()
-            .saturating_duration_since(Instant::now().into_std());
-        Ok((addresses, time_to_live.clamp(SHORTEST, LONGEST)))
+    }
+
+    fn nothing(&self) -> Answer {
+        Answer {
+            name: self.name.clone(),
+            addresses: Vec::new(),
+            fallbacks: Vec::new(),
+        }
     }
 }
 
@@ -198,40 +217,4 @@ fn back_off(failures: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn localhost_resolves_to_a_loopback_address() {
-        let mut names = Names::start();
-        names.watch("localhost".into());
-        let answer = names.answer().await;
-        assert_eq!(&*answer.name, "localhost");
-        assert!(!answer.addresses.is_empty());
-        assert!(answer.addresses.iter().all(IpAddr::is_loopback));
-    }
-
-    #[tokio::test]
-    async fn a_name_without_address_is_answered_with_none() {
-        let mut names = Names::start();
-        names.watch("nowhere.invalid".into());
-        let answer = tokio::time::timeout(Duration::from_secs(20), names.answer()).await;
-        assert_eq!(
-            answer.expect("an answer in time").addresses,
-            Vec::<IpAddr>::new()
-        );
-    }
-
-    #[test]
-    fn failures_are_retried_ever_more_rarely_within_bounds() {
-        for (failures, least, most) in [
-            (1, 0.5, 1.0),
-            (2, 1.0, 2.0),
-            (5, 8.0, 16.0),
-            (99, 15.0, 30.0),
-        ] {
-            let pause = back_off(failures).as_secs_f64();
-            assert!((least..=most).contains(&pause), "{failures}: {pause}");
-        }
-    }
-}
+mod tests;

@@ -45,6 +45,41 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
+/// What tests read of the log.
+#[cfg(test)]
+pub mod testing {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    /// What is logged meanwhile, line by line.
+    pub fn logged(act: impl FnOnce()) -> Vec<String> {
+        struct Log(Arc<Mutex<Vec<u8>>>);
+
+        impl io::Write for Log {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(text);
+                Ok(text.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || Log(writer.clone()))
+            .finish();
+        tracing::subscriber::with_default(subscriber, act);
+        let text = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::parse_filter;

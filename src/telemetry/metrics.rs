@@ -3,6 +3,8 @@
 //! Labels are bounded: the first [`OWN_SERIES`] routes (and upstreams) that live at one time have series of their
 //! own, further ones share `other`. A series goes when the last holder of its handle does.
 
+mod health;
+mod observed;
 mod own;
 mod route;
 mod upstream;
@@ -17,15 +19,20 @@ use prometheus::{
     core::Collector,
 };
 
+pub use self::{
+    health::HealthCheckMetrics,
+    observed::{Observed, Observer},
+    route::RouteMetrics,
+    upstream::UpstreamMetrics,
+};
 use self::{route::RouteFamily, upstream::UpstreamFamily};
-pub use self::{route::RouteMetrics, upstream::UpstreamMetrics};
 use super::process;
 
 /// How many routes, and how many upstreams, have series of their own.
 pub const OWN_SERIES: usize = 1000;
 
 /// Names longer than this are counted as `other`, so that no keys can bloat a scrape beyond 10 MB.
-const LONGEST_NAME: usize = 250;
+const LONGEST_NAME: usize = 100;
 
 /// The label of everything beyond the bound.
 const OTHER: &str = "other";
@@ -37,6 +44,8 @@ pub struct Metrics {
     pub data_plane: DataPlaneMetrics,
     /// What the control plane knows of routes and their source.
     pub control_plane: ControlPlaneMetrics,
+    /// What health checks found, and how many there are.
+    pub health_checks: HealthCheckMetrics,
     /// `waypost_access_log_dropped_total`: lines that were not written, because the log could not keep up.
     pub access_log_dropped: IntCounter,
     process: ProcessMetrics,
@@ -56,10 +65,19 @@ pub struct DataPlaneMetrics {
     pub accepted: IntCounter,
     /// `waypost_unrouted_requests_total{reason}`: answered without a route: `no_table`, `no_host`, `no_path`, `malformed`.
     pub unrouted: IntCounterVec,
-    /// `waypost_retries_total`: further attempts made.
-    pub retries: IntCounter,
+    /// `waypost_retries_total{reason}`: further attempts made, after: `connect`, `stale`, `reset`, `502`, `503`, `504`.
+    pub retries: IntCounterVec,
+    /// `waypost_retry_budget_exhausted_total`: failures that were not tried again, because too many were.
+    pub retry_budget_exhausted: IntCounter,
+    /// `waypost_queued_requests`: requests that wait for a place where `max_requests` limits them.
+    pub queued_requests: IntGauge,
+    /// `waypost_queue_rejected_requests_total{reason}`: those that got none: `full` or `timeout`.
+    pub queue_rejected: IntCounterVec,
     /// `waypost_limit_hits_total{limit}`: `header_timeout`, `idle_timeout`, `body_timeout`, `tls_handshake_timeout`, ...
     pub limit_hits: IntCounterVec,
+    /// `waypost_descriptor_shortages_total`: times a connection could not be opened or accepted at once, because the
+    /// process had no file descriptor left.
+    pub descriptor_shortages: IntCounter,
 }
 
 /// What the control plane knows of routes and their source.
@@ -115,6 +133,7 @@ impl Metrics {
         Arc::new(Self {
             data_plane: DataPlaneMetrics::new(&registry),
             control_plane: ControlPlaneMetrics::new(&registry),
+            health_checks: HealthCheckMetrics::new(&registry),
             access_log_dropped: counter(
                 &registry,
                 "waypost_access_log_dropped_total",
@@ -149,6 +168,11 @@ impl Metrics {
         own.unwrap_or_else(|| self.other_upstreams.clone())
     }
 
+    /// Where one more worker notes what it sees of upstreams.
+    pub fn observer(&self) -> Observer {
+        self.upstreams.observations.observer()
+    }
+
     /// Everything, in the Prometheus text format.
     pub fn encode(&self) -> String {
         self.process.refresh();
@@ -175,12 +199,38 @@ impl DataPlaneMetrics {
                 "Requests answered without a route, by reason.",
                 &["reason"],
             ),
-            retries: counter(registry, "waypost_retries_total", "Further attempts made."),
+            retries: counters(
+                registry,
+                "waypost_retries_total",
+                "Further attempts made, by what went before.",
+                &["reason"],
+            ),
+            retry_budget_exhausted: counter(
+                registry,
+                "waypost_retry_budget_exhausted_total",
+                "Failures that were not tried again, because too many were.",
+            ),
+            queued_requests: gauge(
+                registry,
+                "waypost_queued_requests",
+                "Requests that wait for a place where max_requests limits them.",
+            ),
+            queue_rejected: counters(
+                registry,
+                "waypost_queue_rejected_requests_total",
+                "Requests that got no place, by reason.",
+                &["reason"],
+            ),
             limit_hits: counters(
                 registry,
                 "waypost_limit_hits_total",
                 "Requests and connections ended by a limit.",
                 &["limit"],
+            ),
+            descriptor_shortages: counter(
+                registry,
+                "waypost_descriptor_shortages_total",
+                "Times a connection could not be opened or accepted at once for want of a file descriptor.",
             ),
         }
     }
@@ -259,6 +309,7 @@ impl ControlPlaneMetrics {
 struct ProcessMetrics {
     cpu: Gauge,
     open_fds: IntGauge,
+    max_fds: IntGauge,
     resident_memory: IntGauge,
     threads: IntGauge,
 }
@@ -277,6 +328,11 @@ impl ProcessMetrics {
                 Gauge::new("process_cpu_seconds_total", "CPU time used."),
             ),
             open_fds: gauge(registry, "process_open_fds", "Open file descriptors."),
+            max_fds: gauge(
+                registry,
+                "process_max_fds",
+                "The most file descriptors that may be open.",
+            ),
             resident_memory: gauge(
                 registry,
                 "process_resident_memory_bytes",
@@ -290,6 +346,7 @@ impl ProcessMetrics {
         let usage = process::usage();
         self.cpu.set(usage.cpu_seconds);
         self.open_fds.set(usage.open_fds);
+        self.max_fds.set(usage.max_fds);
         self.resident_memory.set(usage.resident_bytes);
         self.threads.set(usage.threads);
     }
@@ -316,6 +373,10 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
 #[cfg(test)]

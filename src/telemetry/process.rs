@@ -1,6 +1,8 @@
-//! What the system says of this process: read from `/proc`, zero where there is none.
+//! What the system says of this process: read from `/proc`, zero where there is none, and what it may use.
 
 use std::fs;
+
+use crate::descriptors;
 
 /// What the process uses now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -9,6 +11,8 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Open file descriptors.
     pub open_fds: i64,
+    /// How many there may be.
+    pub max_fds: i64,
     /// Resident memory.
     pub resident_bytes: i64,
     /// Threads.
@@ -27,6 +31,7 @@ pub fn usage() -> Usage {
         cpu_seconds: cpu_seconds(&stat).unwrap_or_default(),
         // One of them is the directory being read.
         open_fds: i64::try_from(open_fds.saturating_sub(1)).unwrap_or(i64::MAX),
+        max_fds: i64::try_from(descriptors::limit()).unwrap_or(i64::MAX),
         resident_bytes: number_after(&status, "VmRSS:").unwrap_or_default() * 1024,
         threads: number_after(&status, "Threads:").unwrap_or_default(),
     }

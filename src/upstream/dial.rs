@@ -1,5 +1,7 @@
 //! Connecting to an upstream.
 
+mod race;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,18 +12,24 @@ use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
+pub(super) use self::race::Alternative;
 use super::{
-    Endpoint, Upstream,
+    Endpoint, Protocol, Upstream,
     http1::Connection,
     tls::{TlsError, UpstreamTls},
     transport::Transport,
 };
+use crate::descriptors::Descriptors;
 
-/// Connects to upstreams; one per worker.
+/// Connects to upstreams; one per worker, and one for health checks.
+#[derive(Clone)]
 pub struct Dialler {
     deny: Arc<Deny>,
     tls: Arc<UpstreamTls>,
+    /// Where a connection finds its descriptor when there is none left.
+    descriptors: Option<Arc<Descriptors>>,
 }
 
 /// Addresses that are never dialled, whatever a key says: who may write keys must not reach what only we can.
@@ -53,6 +61,39 @@ pub enum DialError {
     /// The TLS handshake failed.
     #[error("TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
+    /// The handshake chose another protocol than HTTP/2, or none.
+    #[error("it does not offer HTTP/2 (\"h2\" by ALPN)")]
+    NoHttp2,
+    /// It answered the HTTP/2 preface with something else, or not at all.
+    #[error("it does not speak HTTP/2: {0}")]
+    Http2(#[source] io::Error),
+}
+
+impl DialError {
+    /// Whether something is lacking here (descriptors, ports, memory), which says nothing of the upstream.
+    pub fn is_ours(&self) -> bool {
+        use io::ErrorKind::{
+            ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable,
+            NetworkUnreachable, NotFound, PermissionDenied, TimedOut, WouldBlock,
+        };
+        let Self::Connect(error) = self else {
+            return false;
+        };
+        // The last two are what sockets in the file system say: there is none, and its queue is full.
+        let is_theirs = matches!(
+            error.kind(),
+            ConnectionRefused
+                | ConnectionReset
+                | ConnectionAborted
+                | TimedOut
+                | HostUnreachable
+                | NetworkUnreachable
+                | PermissionDenied
+                | NotFound
+                | WouldBlock
+        );
+        !is_theirs
+    }
 }
 
 impl Deny {
@@ -99,44 +140,88 @@ impl Deny {
 impl Dialler {
     /// Dials anything but what `deny` holds.
     pub fn new(deny: Arc<Deny>, tls: Arc<UpstreamTls>) -> Self {
-        Self { deny, tls }
+        Self {
+            deny,
+            tls,
+            descriptors: None,
+        }
     }
 
-    /// A new connection. Takes as long as it takes: the caller bounds it.
+    /// The same, but with no descriptor left it has idle connections make way, and dials again.
+    pub fn relieved_by(self, descriptors: Arc<Descriptors>) -> Self {
+        Self {
+            descriptors: Some(descriptors),
+            ..self
+        }
+    }
+
+    /// A new connection for HTTP/1.1. Takes as long as it takes: the caller bounds it.
     pub async fn dial(&self, upstream: &Upstream) -> Result<Connection, DialError> {
         upstream.metrics.connects.inc();
+        self.connect(upstream).await.map(Connection::new)
+    }
+
+    /// A new stream, on which the upstream expects its protocol; it counts as nobody's connection. Takes as long as it
+    /// takes: the caller bounds it.
+    pub async fn connect(&self, upstream: &Upstream) -> Result<Transport, DialError> {
         let transport = match &upstream.identity.endpoint {
             Endpoint::Unresolved(..) => return Err(DialError::Unresolved),
             Endpoint::Unix(path) => Transport::Unix(
-                UnixStream::connect(path)
+                self.open(|| UnixStream::connect(path))
                     .await
                     .map_err(DialError::Connect)?,
             ),
             Endpoint::Tcp { address, .. } => {
-                self.deny.verdict(*address)?;
-                let stream = TcpStream::connect(address)
-                    .await
-                    .map_err(DialError::Connect)?;
-                if self.deny.is_own(*address, &stream) {
-                    return Err(DialError::Own);
-                }
-                stream.set_nodelay(true).map_err(DialError::Connect)?;
+                let stream = self.connect_either(upstream, *address).await?;
                 match &upstream.identity.tls {
                     None => Transport::Tcp(stream),
                     Some(options) => {
                         let (connector, name): (_, ServerName<'static>) =
                             self.tls.connector(options, &upstream.identity.endpoint)?;
-                        Transport::Tls(Box::new(
-                            connector
+                        Transport::Tls(Box::new(match upstream.identity.protocol {
+                            Protocol::Http1 => connector
                                 .connect(name, stream)
                                 .await
                                 .map_err(DialError::Handshake)?,
-                        ))
+                            Protocol::H2 => handshake_http2(connector, name, stream).await?,
+                        }))
                     }
                 }
             }
         };
-        Ok(Connection::new(transport))
+        Ok(transport)
+    }
+
+    async fn open<T, F>(&self, open: impl Fn() -> F) -> io::Result<T>
+    where
+        F: Future<Output = io::Result<T>>,
+    {
+        match &self.descriptors {
+            Some(descriptors) => descriptors.open(open).await,
+            None => open().await,
+        }
+    }
+}
+
+/// A handshake that ends with HTTP/2 chosen, or not at all.
+async fn handshake_http2(
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    use rustls::{AlertDescription::NoApplicationProtocol, Error::AlertReceived};
+    let alpn = vec![b"h2".to_vec()];
+    let stream = connector.with_alpn(alpn).connect(name, stream).await;
+    let stream = stream.map_err(|error| {
+        let source = error.get_ref().and_then(|source| source.downcast_ref());
+        match source {
+            Some(AlertReceived(NoApplicationProtocol)) => DialError::NoHttp2,
+            _ => DialError::Handshake(error),
+        }
+    })?;
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Ok(stream),
+        _ => Err(DialError::NoHttp2),
     }
 }
 

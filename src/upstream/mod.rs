@@ -1,25 +1,39 @@
 //! Upstreams: who they are, and what is known of each across routes and workers.
 //!
 //! An upstream's identity is its address plus its dialling options. As long as any table or running request
-//! holds its [`Upstream`], it lives; when the last holder lets go, each worker's next sweep closes the idle
+//! holds its [`Upstream`], it lives; once no member of the table dials it, each worker's next sweep closes the idle
 //! connections it still has to it (see [`pool`]).
 
 pub mod address;
 pub mod balancer;
 pub mod dial;
+pub mod ejection;
+pub mod health;
 pub mod http1;
+pub mod http2;
+pub mod limit;
+pub mod load;
 pub mod pool;
 pub mod request_body;
+pub mod standing;
 pub mod tls;
 pub mod transport;
 
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, Weak},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 pub use address::{Address, Endpoint};
+use arc_swap::ArcSwapOption;
+use dial::Alternative;
+use ejection::Ejection;
+pub use pool::PoolOptions;
 
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
@@ -29,9 +43,11 @@ pub struct Identity {
     /// Where to connect.
     pub endpoint: Endpoint,
     /// TLS towards the upstream, if its key asks for it.
-    pub tls: Option<TlsOptions>,
+    pub tls: Option<Arc<TlsOptions>>,
     /// The HTTP version spoken to it.
     pub protocol: Protocol,
+    /// How its connections are kept, if its key says other than the defaults.
+    pub pool: Option<Arc<PoolOptions>>,
 }
 
 /// `"tls"` of an upstream's value.
@@ -43,6 +59,17 @@ pub struct TlsOptions {
     pub ca: Option<Box<str>>,
     /// Accept any certificate.
     pub insecure: bool,
+    /// Whom we say we are, to upstreams that ask for a certificate.
+    pub client: Option<ClientFiles>,
+}
+
+/// `"cert"` and `"key"` of `"tls"`: who we are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientFiles {
+    /// A PEM file with our certificate, and what leads from it to an authority.
+    pub cert: Box<str>,
+    /// A PEM file with its private key.
+    pub key: Box<str>,
 }
 
 /// `"protocol"` of an upstream's value.
@@ -66,7 +93,46 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Its counters, resolved once.
     pub metrics: Arc<UpstreamMetrics>,
+    /// Whether it is out, for routes with the default outlier settings.
+    pub ejection: Ejection,
+    /// How many members of the table dial it.
+    members: AtomicU32,
+    /// Where else it can be dialled.
+    alternative: ArcSwapOption<Alternative>,
     slots: Arc<Slots>,
+}
+
+impl Upstream {
+    /// From now on it may be dialled here as well: the same upstream by the other address family.
+    pub fn fall_back_to(&self, address: Option<SocketAddr>) {
+        let known = self.alternative.load();
+        if known.as_deref().map(Alternative::address) != address {
+            let alternative = address.map(|address| Arc::new(Alternative::at(address)));
+            self.alternative.store(alternative);
+        }
+    }
+
+    /// The table has one more member that dials it.
+    pub fn enlist(&self) {
+        self.members.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The table has one less.
+    pub fn delist(&self) {
+        self.members.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How its connections are kept.
+    pub fn pool_options(&self) -> &PoolOptions {
+        let options = self.identity.pool.as_deref();
+        options.unwrap_or(&PoolOptions::DEFAULT)
+    }
+
+    /// Whether the table has a member that dials it. Requests that run hold the route they came by, and with it upstreams
+    /// that were removed since.
+    pub fn is_listed(&self) -> bool {
+        self.members.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl fmt::Debug for Upstream {
@@ -82,7 +148,7 @@ impl Drop for Upstream {
 }
 
 /// A dense index into per-worker tables, with a generation that tells a reused index from its former owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
     /// The index; small, because freed ones are reused.
     pub index: u32,
@@ -159,11 +225,15 @@ impl Registry {
             self.sweep_at = (self.known.len() * 2).max(1024);
         }
         let name: Arc<str> = identity.endpoint.to_string().into();
+        let metrics = self.metrics.upstream(&name);
         let upstream = Arc::new(Upstream {
             identity: identity.clone(),
             slot: self.slots.allocate(),
-            metrics: self.metrics.upstream(&name),
+            ejection: Ejection::counted_by(metrics.ejected.clone()),
+            metrics,
             name,
+            members: AtomicU32::new(0),
+            alternative: ArcSwapOption::empty(),
             slots: self.slots.clone(),
         });
         self.known

@@ -1,4 +1,7 @@
-//! The client's request body, on its way to an upstream: counted, bounded, and replayable as long as untouched.
+//! The client's request body, on its way to an upstream: counted, bounded, and repeatable as long as untouched, or as
+//! all that was taken of it is kept.
+
+pub mod replay;
 
 use std::{
     cell::Cell,
@@ -12,12 +15,20 @@ use http::HeaderMap;
 use hyper::body::{Body, Incoming};
 use thiserror::Error;
 
+use replay::Replay;
+
 /// The request body as the client sends it.
 pub struct RequestBody {
+    /// What the client has still to send.
     incoming: Option<Incoming>,
+    /// As announced.
+    length: Option<u64>,
     limit: u64,
     begun: bool,
+    /// The attempt that it is sent in has all of it.
+    ended: bool,
     received: Option<Rc<Cell<u64>>>,
+    replay: Option<Box<Replay>>,
 }
 
 /// A piece of a request body.
@@ -45,30 +56,65 @@ impl RequestBody {
     pub fn new(incoming: Incoming, limit: Option<u64>) -> Self {
         let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
         let received = incoming.is_some().then(Rc::default);
+        let length = match &incoming {
+            None => Some(0),
+            Some(incoming) => incoming.size_hint().exact(),
+        };
         Self {
+            ended: incoming.is_none(),
             incoming,
+            length,
             limit: limit.unwrap_or(u64::MAX),
             begun: false,
             received,
+            replay: None,
         }
     }
 
-    /// Whether there is nothing (more) to come.
-    pub fn is_end(&self) -> bool {
-        self.incoming.is_none()
+    /// No body.
+    pub fn empty() -> Self {
+        Self {
+            incoming: None,
+            length: Some(0),
+            limit: 0,
+            begun: false,
+            ended: true,
+            received: None,
+            replay: None,
+        }
     }
 
-    /// Whether none of it was taken yet, so that it can still go to another upstream.
-    pub fn is_untouched(&self) -> bool {
-        !self.begun
+    /// From now on what is taken of it is kept in `replay`.
+    pub fn keep_in(&mut self, replay: Replay) {
+        self.replay = Some(Box::new(replay));
+    }
+
+    /// Lets go of what was kept: it won't be sent again.
+    pub fn forget(&mut self) {
+        self.replay = None;
+    }
+
+    /// Whether there is nothing (more) to send.
+    pub fn is_end(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether it can be sent from its beginning: none of it was taken yet, or all that was is kept.
+    pub fn is_repeatable(&self) -> bool {
+        !self.begun || self.replay.is_some()
+    }
+
+    /// Begins again, if it [can](Self::is_repeatable).
+    pub fn rewind(&mut self) {
+        self.ended = self.received.is_none();
+        if let Some(replay) = &mut self.replay {
+            replay.rewind();
+        }
     }
 
     /// Its length, if the client announced one.
     pub fn length(&self) -> Option<u64> {
-        match &self.incoming {
-            None => Some(0),
-            Some(incoming) => incoming.size_hint().exact(),
-        }
+        self.length
     }
 
     /// The counter of its bytes received; `None` if it has no body.
@@ -78,6 +124,31 @@ impl RequestBody {
 
     /// The next piece; `None` at the end.
     pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<RequestFrame, RequestBodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(frame) = self.replay.as_mut().and_then(|replay| replay.next()) {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let frame = ready!(self.poll_incoming(cx));
+        match &frame {
+            None => self.ended = true,
+            Some(Ok(frame)) => {
+                if let Some(replay) = &mut self.replay
+                    && !replay.keep(frame)
+                {
+                    self.replay = None;
+                }
+            }
+            Some(Err(_)) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_incoming(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<RequestFrame, RequestBodyError>>> {

@@ -1,36 +1,40 @@
 //! TLS towards upstreams: whom to trust and which name to ask for. Connecting is the dialler's part.
 
+mod files;
 mod verify;
 
 use std::{
     collections::HashMap,
     fmt, io,
-    io::Read as _,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use rustls::{
     ClientConfig, RootCertStore,
+    client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{
-        CertificateDer, ServerName,
-        pem::{self, PemObject},
-    },
+    pki_types::ServerName,
 };
 use tokio_rustls::TlsConnector;
 
-use self::verify::{AcceptAnyone, Authorities};
-use super::{Endpoint, TlsOptions};
+use self::{files::modified, verify::AcceptAnyone};
+use super::{ClientFiles, Endpoint, TlsOptions};
 
-/// How many rustls configurations are kept. One serves every upstream with the same trust, so a handful is usual.
-const LIMIT: usize = 64;
-/// How often to look whether a file of authorities was replaced.
+/// How many rustls configurations are kept. One serves every upstream with the same terms, so a handful is usual.
+const LIMIT: usize = 256;
+/// How often to look whether a file was replaced.
 const RECHECK: Duration = Duration::from_secs(10);
+/// How long an error is the answer before the files are read again: a dial each must not do that, one after the other.
+const REREAD: Duration = Duration::from_secs(1);
+/// Of how many upstreams with the same terms sessions are remembered.
+const MOST_SESSIONED: usize = 1024;
+/// How many sessions with one upstream are remembered: a full set of TLS 1.3 tickets for each of two names.
+const SESSIONS: usize = 16;
 
-/// The rustls configurations of the process's upstream connections, one per way of trusting. Each has its own session
-/// store: a session that was verified loosely is never resumed where more is asked for.
+/// The rustls configurations of the process's upstream connections, one per `Terms`. Sessions are remembered for each
+/// and for each upstream by itself: one that was verified loosely, or begun as somebody else, is never resumed where
+/// more is asked for; and of several upstreams with one name none is offered, in vain, the tickets of another.
 pub struct UpstreamTls {
     provider: Arc<CryptoProvider>,
     state: Mutex<State>,
@@ -62,39 +66,69 @@ impl UpstreamTls {
         endpoint: &Endpoint,
     ) -> Result<(TlsConnector, ServerName<'static>), TlsError> {
         let name = server_name(options, endpoint)?;
-        Ok((TlsConnector::from(self.client_config(options)?), name))
+        Ok((
+            TlsConnector::from(self.client_config(options, endpoint)?),
+            name,
+        ))
     }
 
-    /// The configuration for these options. A replaced `ca` file is noticed within seconds; one that broke leaves
-    /// what was read before in force.
-    pub fn client_config(&self, options: &TlsOptions) -> Result<Arc<ClientConfig>, TlsError> {
-        let trust = Trust::of(options);
+    /// Reads the files that these options name, if they name any, for nothing but the error.
+    ///
+    /// # Errors
+    /// A file that can't be read, or holds something else.
+    pub fn try_files(&self, options: &TlsOptions) -> Result<(), TlsError> {
+        let mut terms = Terms::of(options);
+        if terms.trust == Trust::System {
+            terms.trust = Trust::Anyone;
+        }
+        State::default().build(&terms, &self.provider).map(drop)
+    }
+
+    /// The configuration for this upstream. A replaced file is noticed within seconds; one that broke leaves what was
+    /// read before in force.
+    ///
+    /// # Errors
+    /// A file that can't be read, or holds something else; no system authorities where they are needed.
+    pub fn client_config(
+        &self,
+        options: &TlsOptions,
+        endpoint: &Endpoint,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
+        let terms = Terms::of(options);
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = state.configs.get_mut(&trust) {
+        if let Some(entry) = state.configs.get_mut(&terms) {
             entry.used = now;
-            if !entry.is_outdated(&trust, now) {
-                return Ok(entry.config.clone());
+            if !entry.is_outdated(&terms, now) {
+                return Ok(entry.sessioned(endpoint, now));
             }
         }
-        let modified = trust.modified();
-        match state.build(&trust, &self.provider) {
+        if let Some(failed) = state.failed.get(&terms)
+            && now.duration_since(failed.at) < REREAD
+        {
+            return Err(TlsError::Known(failed.error.clone()));
+        }
+        let modified = terms.modified();
+        match state.build(&terms, &self.provider) {
             Ok(config) => {
-                let entry = Entry {
-                    config: config.clone(),
+                let mut entry = Entry {
+                    config,
                     modified,
                     checked: now,
                     used: now,
+                    sessioned: HashMap::new(),
                 };
-                state.insert(trust, entry);
+                let config = entry.sessioned(endpoint, now);
+                state.failed.remove(&terms);
+                state.insert(terms, entry);
                 Ok(config)
             }
-            Err(error) => match state.configs.get(&trust) {
+            Err(error) => match state.configs.get_mut(&terms) {
                 Some(old) => {
-                    tracing::warn!("the authorities read before stay in use: {error}");
-                    Ok(old.config.clone())
+                    tracing::warn!("what was read before stays in use: {error}");
+                    Ok(old.sessioned(endpoint, now))
                 }
-                None => Err(error),
+                None => Err(state.fail(terms, error)),
             },
         }
     }
@@ -115,20 +149,36 @@ impl fmt::Debug for UpstreamTls {
 /// Why TLS with an upstream can't even begin.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The `ca` file can't be read.
-    #[error("cannot read {path} (\"ca\"): {source}")]
+    /// A file can't be read.
+    #[error("cannot read {path} (\"{option}\"): {source}")]
     Read {
         /// The file.
         path: Box<str>,
+        /// Which option names it.
+        option: &'static str,
         /// What the system said.
         source: io::Error,
     },
-    /// The `ca` file isn't what it should be.
-    #[error("{path} (\"ca\") is no PEM file with certificates: {reason}")]
+    /// A file isn't what it should be.
+    #[error("{path} (\"{option}\") is no PEM file with {wanted}: {reason}")]
     Malformed {
         /// The file.
         path: Box<str>,
+        /// Which option names it.
+        option: &'static str,
+        /// What it should hold.
+        wanted: &'static str,
         /// What the parser said.
+        reason: String,
+    },
+    /// Our certificate and the key are not a pair, or of no use.
+    #[error("{cert} (\"cert\") and {key} (\"key\") are no pair to present: {reason}")]
+    Pair {
+        /// The certificate's file.
+        cert: Box<str>,
+        /// The key's file.
+        key: Box<str>,
+        /// What rustls said.
         reason: String,
     },
     /// The system has no certificate authorities.
@@ -145,9 +195,19 @@ pub enum TlsError {
     /// rustls refused the configuration.
     #[error("cannot set up TLS: {0}")]
     Setup(#[from] rustls::Error),
+    /// As a moment ago.
+    #[error(transparent)]
+    Known(Arc<Self>),
 }
 
-/// The part of [`TlsOptions`] that decides what is believed; the name asked for is not part of it.
+/// The part of [`TlsOptions`] that decides what is believed and who we are; the name asked for is not part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Terms {
+    trust: Trust,
+    client: Option<ClientFiles>,
+}
+
+/// Whose certificates are believed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Trust {
     System,
@@ -155,27 +215,40 @@ enum Trust {
     Anyone,
 }
 
-impl Trust {
+/// When each file of some terms was last written, as far as that is known: `ca`, `cert` and `key`.
+type Modified = [Option<SystemTime>; 3];
+
+impl Terms {
     fn of(options: &TlsOptions) -> Self {
-        match &options.ca {
-            _ if options.insecure => Self::Anyone,
-            Some(path) => Self::Authorities(path.clone()),
-            None => Self::System,
+        Self {
+            trust: match &options.ca {
+                _ if options.insecure => Trust::Anyone,
+                Some(path) => Trust::Authorities(path.clone()),
+                None => Trust::System,
+            },
+            client: options.client.clone(),
         }
     }
 
-    /// When its file was last written, as far as that is known.
-    fn modified(&self) -> Option<SystemTime> {
-        let Self::Authorities(path) = self else {
-            return None;
+    fn modified(&self) -> Modified {
+        let ca = match &self.trust {
+            Trust::Authorities(path) => Some(path),
+            Trust::System | Trust::Anyone => None,
         };
-        std::fs::metadata(Path::new(&**path)).ok()?.modified().ok()
+        let client = self.client.as_ref();
+        [
+            ca,
+            client.map(|client| &client.cert),
+            client.map(|client| &client.key),
+        ]
+        .map(|path| modified(path?))
     }
 }
 
 #[derive(Default)]
 struct State {
-    configs: HashMap<Trust, Entry>,
+    configs: HashMap<Terms, Entry>,
+    failed: HashMap<Terms, Failed>,
     system_roots: Option<SystemRoots>,
 }
 
@@ -197,46 +270,83 @@ impl SystemRoots {
     }
 }
 
+/// Terms for which there is no configuration.
+struct Failed {
+    error: Arc<TlsError>,
+    at: Instant,
+}
+
 struct Entry {
-    config: Arc<ClientConfig>,
-    modified: Option<SystemTime>,
+    config: ClientConfig,
+    modified: Modified,
     checked: Instant,
     used: Instant,
+    /// The same configuration for each upstream, with its own sessions, and when it was used last.
+    sessioned: HashMap<Endpoint, (Arc<ClientConfig>, Instant)>,
 }
 
 impl Entry {
-    fn is_outdated(&mut self, trust: &Trust, now: Instant) -> bool {
+    /// The configuration for this upstream.
+    fn sessioned(&mut self, endpoint: &Endpoint, now: Instant) -> Arc<ClientConfig> {
+        if let Some((config, used)) = self.sessioned.get_mut(endpoint) {
+            *used = now;
+            return config.clone();
+        }
+        let mut config = self.config.clone();
+        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        let config = Arc::new(config);
+        make_room(&mut self.sessioned, MOST_SESSIONED, |(_, used)| *used);
+        self.sessioned
+            .insert(endpoint.clone(), (config.clone(), now));
+        config
+    }
+
+    fn is_outdated(&mut self, terms: &Terms, now: Instant) -> bool {
         if now.duration_since(self.checked) < RECHECK {
             return false;
         }
         self.checked = now;
-        trust.modified() != self.modified
+        terms.modified() != self.modified
     }
 }
 
 impl State {
-    fn insert(&mut self, trust: Trust, entry: Entry) {
-        if self.configs.len() >= LIMIT && !self.configs.contains_key(&trust) {
-            let oldest = self.configs.iter().min_by_key(|(_, entry)| entry.used);
-            if let Some(oldest) = oldest.map(|(trust, _)| trust.clone()) {
-                self.configs.remove(&oldest);
-            }
+    fn insert(&mut self, terms: Terms, entry: Entry) {
+        if !self.configs.contains_key(&terms) {
+            make_room(&mut self.configs, LIMIT, |entry| entry.used);
         }
-        self.configs.insert(trust, entry);
+        self.configs.insert(terms, entry);
+    }
+
+    /// Remembers the error for those who ask next.
+    fn fail(&mut self, terms: Terms, error: TlsError) -> TlsError {
+        let error = Arc::new(error);
+        let failed = Failed {
+            error: error.clone(),
+            at: Instant::now(),
+        };
+        if !self.failed.contains_key(&terms) {
+            make_room(&mut self.failed, LIMIT, |failed| failed.at);
+        }
+        self.failed.insert(terms, failed);
+        TlsError::Known(error)
     }
 
     fn build(
         &mut self,
-        trust: &Trust,
+        terms: &Terms,
         provider: &Arc<CryptoProvider>,
-    ) -> Result<Arc<ClientConfig>, TlsError> {
+    ) -> Result<ClientConfig, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
-        let builder = match trust {
+        let builder = match &terms.trust {
             Trust::System => builder.with_root_certificates(self.system_roots()?),
-            Trust::Authorities(path) => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(read_authorities(path, provider)?)),
+            Trust::Authorities(path) => {
+                let authorities = files::authorities(path, provider)?;
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(authorities))
+            }
             Trust::Anyone => {
                 let verifier = AcceptAnyone(provider.signature_verification_algorithms);
                 builder
@@ -244,9 +354,20 @@ impl State {
                     .with_custom_certificate_verifier(Arc::new(verifier))
             }
         };
-        let mut config = builder.with_no_client_auth();
+        let mut config = match &terms.client {
+            None => builder.with_no_client_auth(),
+            Some(client) => {
+                let (chain, key) = files::client(client)?;
+                let config = builder.with_client_auth_cert(chain, key);
+                config.map_err(|error| TlsError::Pair {
+                    cert: client.cert.clone(),
+                    key: client.key.clone(),
+                    reason: error.to_string(),
+                })?
+            }
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok(config)
     }
 
     fn system_roots(&mut self) -> Result<Arc<RootCertStore>, TlsError> {
@@ -275,40 +396,18 @@ fn load_system_roots() -> Result<Arc<RootCertStore>, String> {
     Ok(Arc::new(roots))
 }
 
-/// The bytes of a file of sane size. A key may name anything: opening a pipe would wait for ever, and a device may
-/// never end.
-fn read_file(path: &str) -> io::Result<Vec<u8>> {
-    const LARGEST: u64 = 1 << 20;
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+/// Lets go of what was not used for the longest time, if there is no room for one more.
+fn make_room<K: Clone + Eq + std::hash::Hash, V>(
+    map: &mut HashMap<K, V>,
+    most: usize,
+    used: impl Fn(&V) -> Instant,
+) {
+    if map.len() >= most {
+        let oldest = map.iter().min_by_key(|(_, value)| used(value));
+        if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+            map.remove(&oldest);
+        }
     }
-    if metadata.len() > LARGEST {
-        return Err(io::Error::other("it is larger than 1 MiB"));
-    }
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(LARGEST)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn read_authorities(path: &str, provider: &Arc<CryptoProvider>) -> Result<Authorities, TlsError> {
-    let malformed = |reason: String| TlsError::Malformed {
-        path: path.into(),
-        reason,
-    };
-    let text = read_file(path).map_err(|source| TlsError::Read {
-        path: path.into(),
-        source,
-    })?;
-    let listed = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| malformed(error.to_string()))?;
-    if listed.is_empty() {
-        return Err(malformed(pem::Error::NoItemsFound.to_string()));
-    }
-    Authorities::new(listed, provider).map_err(malformed)
 }
 
 /// The name sent as SNI and verified. An IP address is verified against the certificate's addresses, and not sent.

@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
@@ -125,7 +125,7 @@ fn limit_name(expiry: Expiry) -> Option<&'static str> {
         Expiry::Head => Some("header_timeout"),
         Expiry::Idle => Some("idle_timeout"),
         Expiry::Write => Some("write_timeout"),
-        Expiry::Drain | Expiry::Abort => None,
+        Expiry::Drain | Expiry::Removed | Expiry::Leave | Expiry::Abort => None,
     }
 }
 
@@ -203,11 +203,7 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
             match client.take_upgrade() {
                 Some(upgraded) => {
                     io.unread(parts.read_buf);
-                    let aborted = |cx: &Context<'_>| {
-                        client.watch(cx);
-                        client.expired() == Some(Expiry::Abort)
-                    };
-                    upgrade::splice(io, *upgraded, aborted).await;
+                    upgrade::splice(io, *upgraded, proxy, client).await;
                 }
                 None => close(proxy, client, io).await,
             }
@@ -255,7 +251,8 @@ async fn close_refused(proxy: &Rc<Proxy>, socket: Socket) {
 }
 
 async fn read_out(stream: &mut (impl AsyncRead + Unpin)) {
-    let mut sink = [0; 4096];
+    // On the heap: every connection's task has room for all that it may ever hold.
+    let mut sink = vec![0; 4096];
     let mut left = LINGER_BYTES;
     while let Ok(n @ 1..) = stream.read(&mut sink).await {
         left = left.saturating_sub(n);

@@ -74,7 +74,12 @@ impl ClientIo {
     /// Puts bytes back that were read too much; they are read again before anything else.
     pub fn unread(&mut self, bytes: Bytes) {
         debug_assert!(self.replay.is_empty());
-        self.replay = bytes;
+        // An empty rest would still hold the whole buffer it was read into.
+        self.replay = if bytes.is_empty() {
+            Bytes::new()
+        } else {
+            bytes
+        };
     }
 
     fn poll_raw_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {

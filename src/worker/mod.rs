@@ -22,11 +22,16 @@ use tokio::sync::{oneshot, watch};
 use self::{thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
+    descriptors::Descriptors,
     gate::Gate,
     live::Live,
-    proxy::{client::ClientLimits, forwarded::TrustedProxies},
+    proxy::{client::ClientLimits, forwarded::TrustedProxies, upgrade::CLOSING},
     telemetry::{access_log::AccessLog, metrics::Metrics},
-    upstream::{dial::Deny, tls::UpstreamTls},
+    upstream::{
+        dial::{Deny, Dialler},
+        load::Loads,
+        tls::UpstreamTls,
+    },
 };
 
 /// All workers of the process.
@@ -36,6 +41,8 @@ pub struct DataPlane {
     stage: watch::Sender<Stage>,
     workers: Vec<Worker>,
     gate: Gate,
+    loads: Arc<Loads>,
+    dialler: Dialler,
 }
 
 struct Worker {
@@ -53,7 +60,9 @@ enum Stage {
     Draining,
     /// No new connections; running requests finish.
     Closing,
-    /// What still runs is cut.
+    /// What still runs is cut, but for WebSockets: those are told to leave.
+    Leaving,
+    /// Those that did not are cut too.
     Aborting,
 }
 
@@ -63,6 +72,8 @@ struct Accepting {
     tls: Option<Arc<TlsStore>>,
 }
 
+/// How long WebSockets may take to leave: longer than each of them is given.
+const LEAVING: Duration = CLOSING.saturating_add(Duration::from_millis(500));
 /// How long the workers may take to end once they were told to cut what runs.
 const ABORT: Duration = Duration::from_secs(2);
 
@@ -74,6 +85,7 @@ impl DataPlane {
         live: Arc<Live>,
         metrics: Arc<Metrics>,
         access_log: Option<AccessLog>,
+        descriptors: Arc<Descriptors>,
     ) -> anyhow::Result<Self> {
         let certificates = config
             .listeners
@@ -118,6 +130,9 @@ impl DataPlane {
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,
             limits: ClientLimits::default(),
+            drain_timeout: config.drain_timeout,
+            most_idle: descriptors.idle_share(config.workers),
+            descriptors,
         };
         let mut by_worker: Vec<Vec<Accepting>> = (0..config.workers).map(|_| Vec::new()).collect();
         for (sockets, store) in sockets.into_iter().zip(&certificates) {
@@ -130,16 +145,18 @@ impl DataPlane {
         }
         let stage = watch::Sender::new(Stage::Serving);
         let (gate, questions) = Gate::over(config.workers);
+        let (loads, worker_loads) = Loads::over(config.workers);
         let workers = by_worker
             .into_iter()
             .zip(questions)
+            .zip(worker_loads)
             .enumerate()
-            .map(|(index, (accepting, questions))| {
+            .map(|(index, ((accepting, questions), loads))| {
                 let (shared, stage) = (shared.clone(), stage.subscribe());
                 let (tell, ended) = oneshot::channel();
                 let thread = std::thread::Builder::new()
                     .name(format!("worker-{index}"))
-                    .spawn(move || thread::run(shared, accepting, stage, questions, tell))
+                    .spawn(move || thread::run(shared, loads, accepting, stage, questions, tell))
                     .context("starting a worker thread")?;
                 Ok(Worker { thread, ended })
             })
@@ -150,6 +167,8 @@ impl DataPlane {
             stage,
             workers,
             gate,
+            loads,
+            dialler: shared.dialler(),
         })
     }
 
@@ -161,6 +180,16 @@ impl DataPlane {
     /// Where the workers can be asked what they do.
     pub fn gate(&self) -> Gate {
         self.gate.clone()
+    }
+
+    /// What is in flight to each upstream.
+    pub fn loads(&self) -> Arc<Loads> {
+        self.loads.clone()
+    }
+
+    /// What dials as the workers do.
+    pub fn dialler(&self) -> Dialler {
+        self.dialler.clone()
     }
 
     /// The certificates of the listeners, to be watched for changes.
@@ -179,12 +208,25 @@ impl DataPlane {
     }
 
     /// Accepts what is queued, closes the listening sockets, and waits until the last request ended or `grace` did;
-    /// what still runs then is cut off. Returns how many requests were cut.
-    pub async fn finish(self, grace: impl Future<Output = ()>) -> usize {
+    /// what still runs then is cut off, WebSockets only if they don't leave when told to. With the end of `hurry` nothing
+    /// is waited for. Returns how many requests were cut.
+    pub async fn finish(
+        self,
+        grace: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> usize {
         self.stage.send_replace(Stage::Closing);
         let stage = self.stage;
-        let abort = async {
+        let leave = async {
             grace.await;
+            stage.send_replace(Stage::Leaving);
+            tokio::time::sleep(LEAVING).await;
+        };
+        let abort = async {
+            tokio::select! {
+                () = leave => {}
+                () = hurry => {}
+            }
             stage.send_replace(Stage::Aborting);
             tokio::time::sleep(ABORT).await;
         };

@@ -19,19 +19,27 @@ use tracing::{error, warn};
 
 use super::{Accepting, Stage, connection, tls::TlsStore};
 use crate::{
+    descriptors::{self, Descriptors},
     gate::Question,
     live::Live,
+    moment::Moment,
     proxy::{
         Proxy,
+        budget::RetryBudgets,
         client::{Client, ClientLimits, Expiry},
+        ejections::Ejections,
         forwarded::TrustedProxies,
         in_flight::InFlight,
+        upgrade::Ties,
     },
     sweep::{Sweep, TICK},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{
         dial::{Deny, Dialler},
+        http2,
+        load::WorkerLoads,
         pool::Pools,
+        request_body::replay::ReplayRoom,
         tls::UpstreamTls,
     },
 };
@@ -46,12 +54,23 @@ pub(super) struct Shared {
     pub deny: Arc<Deny>,
     pub tls: Arc<UpstreamTls>,
     pub limits: ClientLimits,
+    pub drain_timeout: Duration,
+    pub descriptors: Arc<Descriptors>,
+    /// The most idle connections to upstreams that a worker keeps.
+    pub most_idle: usize,
+}
+
+impl Shared {
+    pub(super) fn dialler(&self) -> Dialler {
+        let dialler = Dialler::new(self.deny.clone(), self.tls.clone());
+        dialler.relieved_by(self.descriptors.clone())
+    }
 }
 
 /// Client connections are checked against their limits every so many ticks, pools less often.
 const CHECK_EVERY: u32 = 4;
 const POOLS_EVERY: u32 = 20;
-/// How long accepting pauses when the process is out of file descriptors.
+/// How long accepting pauses when the machine is out of memory or the like.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// More than a listening socket's queue holds: who still comes then would keep the process from ending.
 const MOST_QUEUED: usize = 8192;
@@ -61,6 +80,7 @@ const LAST_CLOSES: Duration = Duration::from_secs(3);
 /// Runs one worker until the process has drained; then tells how many requests were cut.
 pub(super) fn run(
     shared: Shared,
+    loads: WorkerLoads,
     accepting: Vec<Accepting>,
     stage: watch::Receiver<Stage>,
     questions: mpsc::Receiver<Question>,
@@ -73,7 +93,7 @@ pub(super) fn run(
         Ok(runtime) => runtime,
         Err(error) => return error!(%error, "a worker's runtime could not be built"),
     };
-    let cut = runtime.block_on(work(shared, accepting, stage, questions));
+    let cut = runtime.block_on(work(shared, loads, accepting, stage, questions));
     drop(runtime);
     // The other side may have given up waiting.
     let _ = tell.send(cut);
@@ -84,33 +104,48 @@ struct Local {
     proxy: Rc<Proxy>,
     protocols: connection::Protocols,
     connections: RefCell<Slab<Rc<Client>>>,
+    descriptors: Arc<Descriptors>,
+    most_idle: usize,
 }
 
 async fn work(
     shared: Shared,
+    loads: WorkerLoads,
     accepting: Vec<Accepting>,
     mut stage: watch::Receiver<Stage>,
     questions: mpsc::Receiver<Question>,
 ) -> usize {
     let sweep = Rc::new(Sweep::default());
+    let dialler = Rc::new(shared.dialler());
     let local = Rc::new(Local {
         proxy: Rc::new(Proxy {
             live: shared.live,
+            observer: shared.metrics.observer(),
             metrics: shared.metrics,
             access_log: shared.access_log,
             trusted: shared.trusted,
             in_flight: InFlight::default(),
-            pools: Pools::new(sweep.clone()),
-            dialler: Dialler::new(shared.deny, shared.tls),
+            loads,
+            ties: Ties::new(shared.drain_timeout),
+            cut: Cell::new(0),
+            ejections: Ejections::default(),
+            pools: Pools::new(sweep.clone()).keeping(shared.most_idle),
+            http2: http2::Pools::new(sweep.clone(), dialler.clone()),
+            dialler,
             sweep,
             limits: shared.limits,
             draining: Cell::new(false),
             buffers: RefCell::default(),
+            retry_budgets: RetryBudgets::default(),
+            replay_room: ReplayRoom::default(),
         }),
         protocols: connection::Protocols::default(),
         connections: RefCell::default(),
+        descriptors: shared.descriptors,
+        most_idle: shared.most_idle,
     });
     tokio::task::spawn_local(sweep_for_ever(local.clone()));
+    tokio::task::spawn_local(make_way(local.clone()));
     tokio::task::spawn_local(answer(local.clone(), questions));
     let mut accept_loops = Vec::new();
     for Accepting { socket, tls } in accepting {
@@ -146,12 +181,29 @@ impl Local {
         }
     }
 
-    fn unfinished(&self) -> usize {
+    /// Cuts what runs, but for WebSockets, which are told that it is time to leave; how many requests were cut.
+    fn cut_requests(&self) -> usize {
+        let mut cut = 0;
+        for (_, client) in self.connections.borrow().iter() {
+            if client.is_upgraded() {
+                client.expire(Expiry::Leave);
+            } else {
+                cut += client.unfinished();
+                client.expire(Expiry::Abort);
+            }
+        }
+        cut
+    }
+
+    /// Cuts whatever there is; how many requests were cut.
+    fn cut_all(&self) -> usize {
         let connections = self.connections.borrow();
-        connections
-            .iter()
-            .map(|(_, client)| client.unfinished())
-            .sum()
+        let unfinished = connections.iter().map(|(_, client)| client.unfinished());
+        let cut = unfinished.sum();
+        for (_, client) in connections.iter() {
+            client.expire(Expiry::Abort);
+        }
+        cut
     }
 
     fn is_busy(&self) -> bool {
@@ -159,9 +211,9 @@ impl Local {
         connections.iter().any(|(_, client)| client.is_busy())
     }
 
-    fn expire_all(&self, expiry: Expiry) {
+    fn close_idle(&self) {
         for (_, client) in self.connections.borrow().iter() {
-            client.expire(expiry);
+            client.expire(Expiry::Drain);
         }
     }
 
@@ -169,30 +221,44 @@ impl Local {
     async fn finish(&self, stage: watch::Receiver<Stage>) -> usize {
         let mut ticks = interval(TICK);
         let mut closing_since: Option<Instant> = None;
+        let mut cut = None;
         loop {
             ticks.tick().await;
             if self.connections.borrow().is_empty() {
-                return 0;
+                return cut.unwrap_or(0) + self.proxy.cut.get();
             }
-            if *stage.borrow() >= Stage::Aborting {
+            let stage = *stage.borrow();
+            if stage >= Stage::Aborting {
                 break;
+            }
+            if stage == Stage::Leaving && cut.is_none() {
+                cut = Some(self.cut_requests());
             }
             if self.is_busy() {
                 closing_since = None;
                 continue;
             }
             let since = *closing_since.get_or_insert_with(Instant::now);
-            self.expire_all(Expiry::Drain);
+            self.close_idle();
             if since.elapsed() > LAST_CLOSES {
                 break;
             }
         }
-        let cut = self.unfinished();
-        self.expire_all(Expiry::Abort);
+        let cut = cut.unwrap_or(0) + self.cut_all();
         // Lets the tasks see it and drop what they hold, so that resets and log lines go out.
         ticks.tick().await;
         ticks.tick().await;
-        cut
+        cut + self.proxy.cut.get()
+    }
+
+    /// Idle connections of both protocols together stay below their share of the file descriptors: those of HTTP/2
+    /// get half of it at most, those of HTTP/1.1 what these leave.
+    fn sweep_pools(&self) {
+        let Proxy { pools, http2, .. } = &*self.proxy;
+        pools.sweep();
+        http2.sweep();
+        let idle = http2.keep_idle_at_most(self.most_idle / 2);
+        pools.keep_at_most(self.most_idle - idle);
     }
 
     fn open(self: &Rc<Self>, stream: TcpStream, address: SocketAddr, tls: Option<&Arc<TlsStore>>) {
@@ -249,6 +315,9 @@ async fn accept(
         match accepted {
             Ok((stream, address)) => local.open(stream, address, tls.as_ref()),
             Err(error) if is_of_the_connection(&error) => {}
+            Err(error) if descriptors::are_lacking(&error) => {
+                local.descriptors.relief(&error).await;
+            }
             Err(error) => {
                 warn!(%error, "accepting failed; trying again shortly");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -295,6 +364,19 @@ async fn answer(local: Rc<Local>, mut questions: mpsc::Receiver<Question>) {
     }
 }
 
+/// Closes idle connections whenever file descriptors are used up, whichever worker needs them.
+async fn make_way(local: Rc<Local>) {
+    let mut wanted = local.descriptors.wanted();
+    while wanted.changed().await.is_ok() {
+        let Proxy { pools, http2, .. } = &*local.proxy;
+        if pools.make_way() + http2.make_way() > 0 {
+            // Connections of HTTP/2 are closed by their own tasks.
+            tokio::task::yield_now().await;
+            local.descriptors.freed();
+        }
+    }
+}
+
 async fn sweep_for_ever(local: Rc<Local>) {
     let begun = Instant::now();
     let mut ticks = interval(TICK);
@@ -313,7 +395,10 @@ async fn sweep_for_ever(local: Rc<Local>) {
             }
         }
         if pools {
-            local.proxy.pools.sweep();
+            local.sweep_pools();
+            local.proxy.retry_budgets.advance();
+            local.proxy.ejections.sweep(Moment::now);
         }
+        local.proxy.ties.look(&local.proxy.live.table.load(), now);
     }
 }

@@ -292,14 +292,7 @@ fn source(prefix: &str, link: &Link) -> Etcd {
 }
 
 fn follow(source: Etcd) -> (JoinHandle<()>, mpsc::Receiver<Update>) {
-    let live = Live::new(Status {
-        kind: "etcd",
-        connected: false,
-        location: String::new(),
-        stale_since: None,
-        observed: None,
-        error: None,
-    });
+    let live = Live::new(Status::before("etcd", ""));
     // Small, so that the source often has to wait.
     let (sender, updates) = mpsc::channel(2);
     (tokio::spawn(source.run(live, sender)), updates)

@@ -90,7 +90,12 @@ pub async fn waypost(arguments: &[&str]) -> Ended {
 
 /// `waypost` with these arguments: no variable of ours reaches it, its output is piped, and it dies with its owner.
 pub fn command(arguments: &[impl AsRef<str>]) -> Command {
-    let mut command = Command::new(BINARY);
+    program(BINARY, arguments)
+}
+
+/// The same for any program, such as one that runs `waypost`.
+pub fn program(program: &str, arguments: &[impl AsRef<str>]) -> Command {
+    let mut command = Command::new(program);
     command
         .args(arguments.iter().map(AsRef::as_ref))
         .stdin(Stdio::null())

@@ -27,14 +27,7 @@ impl Follower {
     }
 
     pub fn following(source: Etcd) -> Self {
-        let live = Live::new(Status {
-            kind: "etcd",
-            connected: false,
-            location: String::new(),
-            stale_since: None,
-            observed: None,
-            error: None,
-        });
+        let live = Live::new(Status::before("etcd", ""));
         let (sender, updates) = mpsc::channel(16);
         Self {
             task: tokio::spawn(source.run(live.clone(), sender)),

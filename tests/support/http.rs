@@ -12,6 +12,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::waypost::DEADLINE;
 
@@ -152,6 +153,16 @@ impl Wire {
         }
     }
 
+    /// The same connection in TLS, as its server; `None` if the handshake fails.
+    pub async fn into_tls(self, acceptor: &TlsAcceptor) -> Option<Self> {
+        let stream = acceptor.accept(self.stream).await.ok()?;
+        Some(Self {
+            stream: Box::new(stream),
+            socket: self.socket,
+            read: Vec::new(),
+        })
+    }
+
     /// Writes all of it; an error is the other side's business.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let sent = self.stream.write_all(bytes.as_ref()).await.is_ok();
@@ -187,6 +198,13 @@ impl Wire {
     pub fn shrink_window(&self) {
         let socket = self.socket.as_ref().expect("a TCP connection");
         socket.set_recv_buffer_size(4096).expect("a socket");
+    }
+
+    /// Lets the kernel hold about this much for us in each direction, however much it thinks would be good for us.
+    pub fn hold_at_most(&self, bytes: usize) {
+        let socket = self.socket.as_ref().expect("a TCP connection");
+        socket.set_recv_buffer_size(bytes).expect("a socket");
+        socket.set_send_buffer_size(bytes).expect("a socket");
     }
 
     /// Reads some more; `Err` at the end.
@@ -290,18 +308,22 @@ impl Wire {
 
     /// The response to a request with this method.
     pub async fn response(&mut self, method: &str) -> Message {
+        match self.try_response(method).await {
+            Ok(response) => response,
+            Err(end) => panic!("{end:?} before the response: {:?}", lossy(&self.read)),
+        }
+    }
+
+    /// As [`Self::response`]; `Err` when the connection ends before its head is there.
+    pub async fn try_response(&mut self, method: &str) -> Result<Message, End> {
         let mut message = Message::default();
         loop {
-            match self.head().await {
-                Err(end) => panic!("{end:?} before the response: {:?}", lossy(&self.read)),
-                Ok(head) if head.status() / 100 == 1 && head.status() != 101 => {
-                    message.interim.push(head)
-                }
-                Ok(head) => {
-                    message.head = head;
-                    break;
-                }
+            let head = self.head().await?;
+            if head.status() / 100 != 1 || head.status() == 101 {
+                message.head = head;
+                break;
             }
+            message.interim.push(head);
         }
         let status = message.status();
         let framing = if method == "HEAD" || matches!(status, 101 | 204 | 304) {
@@ -315,7 +337,7 @@ impl Wire {
                 .map_or(BodyEnd::Close, BodyEnd::Length)
         };
         self.body(framing, &mut message).await;
-        message
+        Ok(message)
     }
 
     /// Sends a request and reads its response.

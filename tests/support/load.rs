@@ -2,17 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::{Request, Response, client::conn::http1};
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, Response, client::conn::http1, http::request};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -21,7 +21,7 @@ use super::waypost::DEADLINE;
 
 /// One connection of an HTTP/1.1 client.
 pub struct Client {
-    sender: http1::SendRequest<Empty<Bytes>>,
+    sender: http1::SendRequest<Full<Bytes>>,
 }
 
 /// A whole answer.
@@ -29,9 +29,20 @@ pub type Answer = Response<String>;
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Result<Self, String> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| format!("connect: {error}"))?;
+        let stream = TcpStream::connect(address).await;
+        Self::over(stream.map_err(|error| format!("connect: {error}"))?).await
+    }
+
+    /// From this address of our own.
+    pub async fn connect_from(from: IpAddr, address: SocketAddr) -> Result<Self, String> {
+        let socket = TcpSocket::new_v4().map_err(|error| format!("socket: {error}"))?;
+        let bound = socket.bind(SocketAddr::new(from, 0));
+        bound.map_err(|error| format!("bind: {error}"))?;
+        let stream = socket.connect(address).await;
+        Self::over(stream.map_err(|error| format!("connect: {error}"))?).await
+    }
+
+    async fn over(stream: TcpStream) -> Result<Self, String> {
         let _ = stream.set_nodelay(true);
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -51,12 +62,41 @@ impl Client {
 
     /// Any method, without a body.
     pub async fn ask(&mut self, method: &str, host: &str, path: &str) -> Result<Answer, String> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", host)
-            .body(Empty::new())
-            .map_err(|error| format!("request: {error}"))?;
+        self.send(method, host, path, Bytes::new()).await
+    }
+
+    /// Any method, without a body, and with these header fields.
+    pub async fn ask_with(
+        &mut self,
+        method: &str,
+        host: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+    ) -> Result<Answer, String> {
+        let mut request = request(method, host, path);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        self.exchange(request.body(Full::default())).await
+    }
+
+    /// Any method, with a body unless that is empty.
+    pub async fn send(
+        &mut self,
+        method: &str,
+        host: &str,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, String> {
+        let request = request(method, host, path).body(Full::new(body));
+        self.exchange(request).await
+    }
+
+    async fn exchange(
+        &mut self,
+        request: hyper::http::Result<Request<Full<Bytes>>>,
+    ) -> Result<Answer, String> {
+        let request = request.map_err(|error| format!("request: {error}"))?;
         let exchange = async {
             // The task behind it may not know yet that the last answer is over.
             let ready = self.sender.ready().await;
@@ -74,6 +114,11 @@ impl Client {
         let answer = timeout(DEADLINE, exchange).await;
         answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
+}
+
+fn request(method: &str, host: &str, path: &str) -> request::Builder {
+    let request = Request::builder().method(method).uri(path);
+    request.header("host", host)
 }
 
 /// GET on a connection of its own.
@@ -104,6 +149,8 @@ pub struct Tally {
     pub failures: Vec<String>,
     /// Good answers by host and body.
     pub bodies: BTreeMap<(String, String), usize>,
+    /// The bodies of POSTs that were answered by [`Load::counted`].
+    pub posted: Vec<String>,
 }
 
 impl Load {
@@ -114,20 +161,26 @@ impl Load {
 
     /// The same with requests that take their time, and that nobody may repeat.
     pub fn of_posts(addresses: &[SocketAddr], hosts: &[&str]) -> Self {
-        Self::of(addresses, hosts, ("POST", "/slow"), Duration::ZERO)
+        let asks = Asks::Always("POST", "/slow");
+        Self::of(addresses, hosts, asks, Duration::ZERO)
+    }
+
+    /// Requests that nobody may repeat, answered at once.
+    pub fn of_short_posts(addresses: &[SocketAddr], hosts: &[&str]) -> Self {
+        Self::of(addresses, hosts, Asks::Always("POST", "/"), Duration::ZERO)
     }
 
     /// As [`Self::start`], and every client pauses this long after each answer.
     pub fn paced(addresses: &[SocketAddr], hosts: &[&str], pause: Duration) -> Self {
-        Self::of(addresses, hosts, ("GET", "/"), pause)
+        Self::of(addresses, hosts, Asks::Always("GET", "/"), pause)
     }
 
-    fn of(
-        addresses: &[SocketAddr],
-        hosts: &[&str],
-        asks: (&'static str, &'static str),
-        pause: Duration,
-    ) -> Self {
+    /// GETs, and as many POSTs with a body that there is but once, and that the answer is to repeat.
+    pub fn counted(addresses: &[SocketAddr], hosts: &[&str]) -> Self {
+        Self::of(addresses, hosts, Asks::Counted, Duration::ZERO)
+    }
+
+    fn of(addresses: &[SocketAddr], hosts: &[&str], asks: Asks, pause: Duration) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let mut clients = JoinSet::new();
         for number in 0..6 {
@@ -136,6 +189,7 @@ impl Load {
                 hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
                 keeps: number % 3 != 0,
                 asks,
+                number,
                 pause,
                 tally: tally.clone(),
             };
@@ -166,12 +220,20 @@ impl Load {
     }
 }
 
+/// What a client asks for.
+#[derive(Clone, Copy)]
+enum Asks {
+    /// This method and path.
+    Always(&'static str, &'static str),
+    Counted,
+}
+
 struct Asker {
     address: SocketAddr,
     hosts: Vec<String>,
     keeps: bool,
-    /// Method and path.
-    asks: (&'static str, &'static str),
+    asks: Asks,
+    number: usize,
     pause: Duration,
     tally: Arc<Mutex<Tally>>,
 }
@@ -179,14 +241,17 @@ struct Asker {
 impl Asker {
     async fn run(self) {
         let mut kept: Option<Client> = None;
-        for host in self.hosts.iter().cycle() {
-            let outcome = self.once(&mut kept, host).await;
+        for (round, host) in self.hosts.iter().cycle().enumerate() {
+            let outcome = self.once(&mut kept, host, round).await;
             let failed = {
                 let mut tally = self.tally.lock().expect("no client panics");
                 match outcome {
                     Ok(body) => {
                         tally.good += 1;
-                        *tally.bodies.entry((host.clone(), body)).or_default() += 1;
+                        match self.asks {
+                            Asks::Counted if !round.is_multiple_of(2) => tally.posted.push(body),
+                            _ => *tally.bodies.entry((host.clone(), body)).or_default() += 1,
+                        }
                         false
                     }
                     Err(error) => {
@@ -206,7 +271,12 @@ impl Asker {
         }
     }
 
-    async fn once(&self, kept: &mut Option<Client>, host: &str) -> Result<String, String> {
+    async fn once(
+        &self,
+        kept: &mut Option<Client>,
+        host: &str,
+        round: usize,
+    ) -> Result<String, String> {
         let is_open = match kept {
             Some(client) => client.is_open().await,
             None => false,
@@ -215,11 +285,23 @@ impl Asker {
             Some(client) if is_open => client,
             _ => Client::connect(self.address).await?,
         };
-        let (method, path) = self.asks;
-        let answer = client.ask(method, host, path).await?;
+        let (method, path, body) = match self.asks {
+            Asks::Always(method, path) => (method, path, String::new()),
+            Asks::Counted if round.is_multiple_of(2) => ("GET", "/", String::new()),
+            // From a few bytes to more than fit into one read.
+            Asks::Counted => {
+                let padding = 40_000 * usize::from(round % 16 == 1);
+                ("POST", "/", format!("{}-{round:0padding$}", self.number))
+            }
+        };
+        let sent = body.clone().into();
+        let answer = client.send(method, host, path, sent).await?;
         if answer.status() != 200 {
             let why = answer.headers().get("proxy-status").cloned();
             return Err(format!("{} {why:?}", answer.status()));
+        }
+        if !body.is_empty() && *answer.body() != body {
+            return Err(format!("another answer to {method} than its body"));
         }
         if self.keeps {
             *kept = Some(client);

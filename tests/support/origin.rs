@@ -1,26 +1,35 @@
 //! Origins: what stands behind Waypost, well-behaved or not, and remembers what it was asked.
 
 use std::{
-    fmt,
+    fmt, fs,
     net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinHandle,
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     http::{Message, Wire},
-    waypost::eventually,
+    waypost::{DEADLINE, eventually},
 };
+
+const PAUSE: Duration = Duration::from_millis(2);
+
+// The states in which a FIN of ours is not acknowledged, as /proc/net/tcp tells them.
+const FIN_WAIT_1: &str = "04";
+const LAST_ACK: &str = "09";
+const CLOSING: &str = "0B";
 
 /// A listening origin; it ends with its owner.
 pub struct Origin {
@@ -66,10 +75,27 @@ impl Served {
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.wire.send(bytes).await
     }
+
+    /// Goes on in TLS; whether the handshake succeeds.
+    pub async fn secure(&mut self, acceptor: &TlsAcceptor) -> bool {
+        let plain = std::mem::replace(&mut self.wire, Wire::over(tokio::io::empty()));
+        match plain.into_tls(acceptor).await {
+            Some(wire) => {
+                self.wire = wire;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
+        // First closed, then counted: who waits for the count relies on it.
+        drop(std::mem::replace(
+            &mut self.wire,
+            Wire::over(tokio::io::empty()),
+        ));
         self.seen.closed.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -156,6 +182,18 @@ impl Origin {
         Self::run(answer_all(response)).await
     }
 
+    /// Answers the requests of a connection with one after the other of these, over and over.
+    pub async fn answering_in_turn(responses: &'static [&'static str]) -> Self {
+        Self::run(async move |mut served| {
+            for response in responses.iter().cycle() {
+                if served.request().await.is_none() || !served.send(response).await {
+                    return;
+                }
+            }
+        })
+        .await
+    }
+
     /// Says its name, whatever it is asked.
     pub async fn named(name: &str) -> Self {
         let length = name.len();
@@ -202,13 +240,37 @@ impl Origin {
         .await;
     }
 
-    /// Waits until so many connections were closed, by it or by Waypost.
+    /// Waits until so many connections were closed, by it or by Waypost, and Waypost's kernel was told so.
     pub async fn closed(&self, count: usize) {
         let closed = || self.seen.closed.load(Ordering::SeqCst);
-        eventually("the origin's connection is closed", async || {
-            closed() >= count
+        let all = async {
+            while closed() < count || self.has_fins_under_way() {
+                sleep(PAUSE).await;
+            }
+        };
+        let waited = timeout(DEADLINE, all).await;
+        assert!(
+            waited.is_ok(),
+            "{count} connections to be closed, {} are",
+            closed()
+        );
+    }
+}
+
+impl Origin {
+    /// Whether the end of a connection that is closed here is yet to arrive. A kernel that is short of TCP memory leaves
+    /// a FIN for the next retransmission (`tcp_send_fin`), 200 ms later.
+    fn has_fins_under_way(&self) -> bool {
+        let Place::Tcp(address) = &self.place else {
+            return false;
+        };
+        let sockets = fs::read_to_string("/proc/net/tcp").expect("Linux");
+        let port = format!(":{:04X}", address.port());
+        sockets.lines().skip(1).any(|socket| {
+            let mut columns = socket.split_ascii_whitespace().skip(1);
+            let is_ours = columns.next().is_some_and(|local| local.ends_with(&port));
+            is_ours && matches!(columns.nth(1), Some(FIN_WAIT_1 | LAST_ACK | CLOSING))
         })
-        .await;
     }
 }
 

@@ -109,7 +109,7 @@ const OPTIONS: [(&str, Option<u32>); 9] = [
     ("{\"weight\": 1", Some(1)),
     ("{\"weight\": 5}", Some(5)),
     ("{\"weight\": 2}", Some(2)),
-    ("{\"drain\": true}", Some(0)),
+    ("{\"drain\": true}", Some(1)),
     ("{\"weight\": -1}", None),
     ("{\"wieght\": 1}", None),
 ];

@@ -47,10 +47,14 @@ struct State {
 
 impl Sample {
     pub async fn start() -> Self {
+        Self::start_at(([127, 0, 0, 1], 0).into()).await
+    }
+
+    /// At this address, where one may have been that is gone.
+    pub async fn start_at(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket
-            .bind(([127, 0, 0, 1], 0).into())
-            .expect("a free port");
+        socket.set_reuseaddr(true).expect("an option of sockets");
+        socket.bind(address).expect("a free port");
         // Of more connects at once than the queue holds, some would take the second until their packet is sent again.
         let listener = socket.listen(1024).expect("a listener");
         let address = listener.local_addr().expect("its address");
@@ -66,6 +70,10 @@ impl Sample {
             state,
             task,
         }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn port(&self) -> u16 {

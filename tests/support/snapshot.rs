@@ -47,6 +47,19 @@ impl Place {
     pub async fn put(&self, host: &str, value: &str) -> i64 {
         self.etcd.put(&self.key(host), value).await
     }
+
+    /// Leaves a file with a.test and b.test, of a cluster that is wiped since and has c.test alone: the revisions of
+    /// the file and of that.
+    pub async fn wiped_since(&mut self) -> (i64, i64) {
+        self.put("a.test", "").await;
+        let revision = self.put("b.test", "").await;
+        let first = self.builder().start().await;
+        until_written(&first, revision).await;
+        end(first).await;
+        self.etcd.wipe();
+        self.etcd.restart(0).await;
+        (revision, self.put("c.test", "").await)
+    }
 }
 
 pub async fn status(instance: &Waypost, host: &str) -> u16 {

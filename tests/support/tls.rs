@@ -15,6 +15,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{PrivateKeyDer, pem::PemObject},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tempfile::TempDir;
 
@@ -55,7 +56,16 @@ impl Authority {
 
     /// As [`Self::server`], in `dir`: `NAME.crt` and `NAME.key` after the first name, replaced by rename.
     pub fn server_in(&self, dir: &Path, names: &[&str]) -> Pair {
-        self.sign(dir, names)
+        self.sign(dir, names, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// A client's pair, in the authority's directory.
+    pub fn client(&self, name: &str) -> Pair {
+        self.sign(
+            self.dir.path(),
+            &[name],
+            ExtendedKeyUsagePurpose::ClientAuth,
+        )
     }
 
     /// A client that trusts this authority alone, and offers these protocols.
@@ -71,11 +81,11 @@ impl Authority {
         Arc::new(config)
     }
 
-    fn sign(&self, dir: &Path, names: &[&str]) -> Pair {
+    fn sign(&self, dir: &Path, names: &[&str], usage: ExtendedKeyUsagePurpose) -> Pair {
         let sans: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(sans).unwrap();
         params.distinguished_name.push(DnType::CommonName, names[0]);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         // A wildcard or an IPv6 address makes an awkward file name.
@@ -99,12 +109,29 @@ impl Pair {
 
     /// A server, such as an origin, that answers with this pair and speaks these protocols.
     pub fn server_config(&self, alpn: &[&str]) -> Arc<ServerConfig> {
+        self.server_config_for(WebPkiClientVerifier::no_client_auth(), alpn)
+    }
+
+    /// The same for clients that this authority vouches for alone.
+    pub fn server_config_for_clients(&self, authority: &Authority) -> Arc<ServerConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.issuer.der().clone()).unwrap();
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+        self.server_config_for(clients.unwrap(), &["http/1.1"])
+    }
+
+    fn server_config_for(
+        &self,
+        clients: Arc<dyn ClientCertVerifier>,
+        alpn: &[&str],
+    ) -> Arc<ServerConfig> {
         let chain = vec![CertificateDer::from_pem_file(&self.certificate).unwrap()];
         let key = PrivateKeyDer::from_pem_file(&self.key).unwrap();
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(chain, key)
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpStream, process::Child, time::timeout};
 
 pub use super::command::{
-    BINARY, DEADLINE, Ended, Lines, command, ended, eventually, signal, waypost, within,
+    BINARY, DEADLINE, Ended, Lines, command, ended, eventually, program, signal, waypost, within,
 };
 
 /// A running `waypost serve`.
@@ -36,6 +36,8 @@ pub struct Builder {
     hosts: Option<PathBuf>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// The soft and the hard limit on open files.
+    open_files: Option<(usize, usize)>,
 }
 
 impl Builder {
@@ -65,6 +67,12 @@ impl Builder {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With these limits on open files, the soft one and the hard one.
+    pub fn open_files(mut self, soft: usize, hard: usize) -> Self {
+        self.open_files = Some((soft, hard));
         self
     }
 
@@ -145,7 +153,14 @@ impl Builder {
             }
         }
         arguments.extend(self.arguments);
-        let mut command = command(&arguments);
+        let mut command = match self.open_files {
+            None => command(&arguments),
+            Some((soft, hard)) => {
+                let run = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" \"$@\"");
+                let shell = ["-c".to_owned(), run, BINARY.to_owned()];
+                program("sh", &[&shell, &arguments[..]].concat())
+            }
+        };
         command.envs(self.environment);
         (command.spawn().expect("the binary runs"), hosts)
     }

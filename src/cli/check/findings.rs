@@ -10,7 +10,7 @@ use crate::{
         value::{UpstreamOptions, broken_object},
     },
     source::Entry,
-    upstream::Address,
+    upstream::{Address, tls::UpstreamTls},
 };
 
 /// One line of the report.
@@ -129,11 +129,25 @@ impl<'e> Routes<'e> {
         self.broken_objects.iter().map(finding).collect()
     }
 
+    /// Keys whose `"tls"` names files that are of no use on this machine.
+    pub(super) fn unusable_files(&self) -> Vec<Finding> {
+        let tls = UpstreamTls::new();
+        let upstreams = self.routes.values().flat_map(|keys| &keys.upstreams);
+        let finding = |(key, _, options): &(&[u8], _, UpstreamOptions)| {
+            let error = tls.try_files(options.tls.as_deref()?).err()?;
+            Some(Finding {
+                subject: plain(key),
+                reason: format!("no TLS from this machine: {error}"),
+            })
+        };
+        upstreams.filter_map(finding).collect()
+    }
+
     /// The upstreams that get requests, and the keys that name each.
     pub(super) fn in_use(&self) -> BTreeMap<String, (&Address, Vec<&'e [u8]>)> {
         let mut in_use = BTreeMap::new();
         for (key, address, options) in self.routes.values().flat_map(|keys| &keys.upstreams) {
-            if options.weight > 0 {
+            if options.takes_new_requests() {
                 let (_, keys) = in_use
                     .entry(address.to_string())
                     .or_insert((address, Vec::new()));
@@ -152,7 +166,7 @@ impl Keys<'_> {
                 "has settings and no upstream: requests get 503; put an upstream, or delete the settings".to_owned(),
             );
         }
-        let is_idle = |(_, _, options): &(_, _, UpstreamOptions)| options.weight == 0;
+        let is_idle = |(_, _, options): &(_, _, UpstreamOptions)| !options.takes_new_requests();
         self.upstreams.iter().all(is_idle).then(|| {
             "every upstream is drained or has weight 0: requests get 503; give one of them a weight"
                 .to_owned()
@@ -177,7 +191,7 @@ impl Keys<'_> {
         }
         let mut first: HashMap<_, &[u8]> = HashMap::new();
         for (key, address, options) in &self.upstreams {
-            let identity = (address, &options.tls, options.protocol);
+            let identity = (address, &options.tls, options.protocol, &options.pool);
             match first.get(&identity) {
                 Some(by) => shadowed(key, by, "the same upstream of the same route"),
                 None => {

@@ -1,6 +1,6 @@
 //! Whether a service answers already: its port takes connections, or a path of it answers well.
 
-use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use std::{io, net::SocketAddr, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tracing::{info, warn};
 
-use crate::upstream::{Address, Endpoint, TlsOptions, tls::UpstreamTls};
+use crate::upstream::{Address, ClientFiles, Endpoint, TlsOptions, tls::UpstreamTls};
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -58,7 +58,7 @@ impl Probe {
         address: Address,
         path: PathAndQuery,
         host: &str,
-        tls: Option<TlsOptions>,
+        tls: Option<Arc<TlsOptions>>,
     ) -> Result<Self> {
         let host = HeaderValue::from_str(host).with_context(|| format!("HOST {host}"))?;
         let tls = match tls {
@@ -66,7 +66,9 @@ impl Probe {
                 let options = TlsOptions {
                     ca: None,
                     insecure: true,
-                    ..options
+                    // Those of the instances: they may not be on this machine.
+                    client: options.client.clone().filter(are_here),
+                    ..(*options).clone()
                 };
                 Some(UpstreamTls::new().connector(&options, &endpoint(&address))?)
             }
@@ -181,6 +183,10 @@ pub(super) fn path(text: &str) -> Result<PathAndQuery, String> {
         return Err("a path starts with /, as in /healthz".into());
     }
     text.parse().map_err(|error| format!("no path: {error}"))
+}
+
+fn are_here(files: &ClientFiles) -> bool {
+    [&files.cert, &files.key].map(|path| Path::new(&**path).is_file()) == [true; 2]
 }
 
 #[cfg(test)]

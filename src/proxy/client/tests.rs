@@ -46,14 +46,21 @@ fn a_connection_is_busy_while_its_end_would_cost_a_request() {
 }
 
 #[test]
-fn a_drain_replaces_no_reason_to_end_at_once() {
-    use Expiry::{Abort, Drain, Head, Idle, Write};
+fn a_reason_to_end_gives_way_to_a_stronger_one_alone() {
+    use Expiry::{Abort, Drain, Head, Idle, Leave, Removed, Write};
     for (first, then, expected) in [
         (Idle, Drain, Drain),
         (Write, Drain, Write),
         (Head, Drain, Head),
         (Write, Abort, Abort),
         (Abort, Drain, Abort),
+        (Drain, Idle, Drain),
+        (Removed, Drain, Removed),
+        (Removed, Leave, Leave),
+        (Leave, Removed, Leave),
+        (Leave, Write, Write),
+        (Write, Leave, Write),
+        (Write, Head, Write),
     ] {
         let (_, client) = client(Protocol::Http1);
         client.expire(first);

@@ -20,6 +20,11 @@ pub(super) fn route(name: &str) -> Arc<Route> {
         settings_key: None,
         members: Box::default(),
         balancer: Balancer::Nobody,
+        backups: None,
+        panic: Default::default(),
+        tokens: None,
+        limits: None,
+        speaks_http2: false,
         metrics: Metrics::new().route(name),
     })
 }

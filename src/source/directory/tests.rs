@@ -31,14 +31,7 @@ impl Followed {
 
     async fn follow(parent: TempDir, dir: PathBuf) -> Self {
         let directory = Directory::open(dir.clone(), "/hosts/").expect("it is there");
-        let live = Live::new(Status {
-            kind: "directory",
-            connected: false,
-            location: dir.display().to_string(),
-            stale_since: None,
-            observed: None,
-            error: None,
-        });
+        let live = Live::new(Status::before("directory", dir.display().to_string()));
         let (updates, receiver) = mpsc::channel(4);
         let (names, _, _) = Names::channels();
         let publisher = Publisher::new(

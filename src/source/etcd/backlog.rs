@@ -1,18 +1,17 @@
 //! What had happened before a watch stood, and whether the watch has brought it all. Pure.
 //!
-//! No answer of etcd says that, and silence doesn't: etcd says nothing while it looks up what a late watch is to bring,
-//! and what happened may be none of ours. So a second watch asks over the same stream for an event that etcd has for
-//! sure. [`Past`](super::Past) says why two answers to that, and nothing of ours between them, are proof.
+//! What happened may be none of ours, so that nothing comes: then a second watch is asked for a [`Proof`].
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::assembly::Response;
+use super::{
+    assembly::Response,
+    proof::{Proof, Said, Wants},
+};
 use crate::route::Revision;
 
-/// How many answers in a row are proof.
-const PROOF: u32 = 2;
 /// Where nothing can be asked for, such a silence must do: etcd serves late watches every 100 ms.
 const QUIET: Duration = Duration::from_secs(1);
 /// And such a one where an answer is owed; whoever is between us and etcd may keep it.
@@ -23,18 +22,8 @@ const OWED: Duration = Duration::from_secs(30);
 pub struct Backlog {
     /// What etcd was at when the watch stood.
     through: Revision,
-    question: Option<Question>,
-    answers: u32,
+    proof: Proof,
     last_heard: Instant,
-}
-
-/// The second watch.
-#[derive(Debug)]
-struct Question {
-    /// `None` until etcd says so.
-    watch: Option<i64>,
-    /// Something of ours came after it was asked: its answer shows nothing.
-    is_void: bool,
 }
 
 impl Backlog {
@@ -42,8 +31,7 @@ impl Backlog {
     pub fn through(revision: Revision, now: Instant) -> Self {
         Self {
             through: revision,
-            question: None,
-            answers: 0,
+            proof: Proof::default(),
             last_heard: now,
         }
     }
@@ -56,60 +44,39 @@ impl Backlog {
     /// The watch brought something.
     pub fn heard(&mut self, now: Instant) {
         self.last_heard = now;
-        self.answers = 0;
-        if let Some(question) = &mut self.question {
-            question.is_void = true;
-        }
+        self.proof.heard_ours();
     }
 
     /// Whether all of it has come, if everything up to `revision` has.
     pub fn is_over(&self, revision: Revision, now: Instant) -> bool {
-        revision >= self.through || self.answers >= PROOF || self.silence_ends() <= now
+        revision >= self.through || self.proof.is_given() || self.silence_ends() <= now
     }
 
     /// When silence alone means that all of it has come.
     pub fn silence_ends(&self) -> Instant {
-        let patience = match self.question {
-            Some(_) => OWED,
-            None => QUIET,
+        let patience = match self.proof.is_owed_an_answer() {
+            true => OWED,
+            false => QUIET,
         };
         self.last_heard + patience
     }
 
     /// Whether there is a question that etcd has not answered.
     pub fn is_owed_an_answer(&self) -> bool {
-        self.question.is_some()
+        self.proof.is_owed_an_answer()
     }
 
     /// The second watch was asked for.
     pub fn asked(&mut self) {
-        self.question = Some(Question {
-            watch: None,
-            is_void: false,
-        });
+        self.proof.asked(Wants::Event);
     }
 
     /// A response to another watch than ours; the second watch, if that is answered and of no more use.
     pub fn answered(&mut self, response: &Response) -> Option<i64> {
-        let question = self.question.as_mut()?;
-        if question.watch.is_none() && response.created {
-            question.watch = Some(response.watch_id);
+        match self.proof.heard_another(response) {
+            Said::Answered(of_no_more_use) => of_no_more_use,
+            Said::Nothing | Said::Refused => None,
         }
-        // Who tells that an event is compacted away has come to it, too.
-        let has_come = !response.events.is_empty() || response.canceled;
-        if !has_come || question.watch != Some(response.watch_id) {
-            return None;
-        }
-        let is_refused = response.canceled && response.compact_revision == 0;
-        self.answers = match question.is_void || is_refused {
-            true => 0,
-            false => self.answers + 1,
-        };
-        // One that is refused stays owed, so that it isn't asked again and again.
-        if !is_refused {
-            self.question = None;
-        }
-        (!response.canceled).then_some(response.watch_id)
     }
 }
 

@@ -19,6 +19,7 @@ mod last_good;
 mod leases;
 mod ledger;
 mod past;
+mod proof;
 mod pulse;
 mod reading;
 mod reconcile;

@@ -14,6 +14,7 @@ use super::{
         CALL_TIME, Connection, MESSAGE_BYTES, bounded, change, entry, headless, range_end, silent,
     },
     fault::Fault,
+    proof::{Proof, Said, Wants},
     reading::Reading,
     transport::Transport,
 };
@@ -26,10 +27,8 @@ use crate::{
 const TXN_OPERATIONS: usize = 128;
 /// etcd serves late watches every 100 ms; one that was silent for so long may have been served all it will get.
 const QUIET: Duration = Duration::from_millis(250);
-/// How often in a row that is to be confirmed, and nothing of ours may come between.
-const CONFIRMATIONS: u32 = 2;
-/// For one confirmation: etcd may be looking through millions of revisions, or up what a million keys were before.
-const CONFIRMATION_TIME: Duration = Duration::from_secs(60);
+/// For one answer to whether that was all: etcd may be looking through millions of revisions, or up what a million keys were before.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
 
 /// A change, and what it replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +43,7 @@ pub struct PastChange {
 
 /// The changes below a prefix from one revision on, up to the one that etcd was at when it was asked.
 ///
-/// No answer of etcd says that a watch has shown all there was: progress requests don't (etcd 3.4 answers them at once,
-/// and a gRPC proxy never), and silence doesn't either, as etcd looks up what each key was before while it says nothing.
-/// So when it is quiet, a second watch asks over the same stream for something that etcd has for sure. Both are served
-/// in passes, one after the other, and what is for one stream is sent in its order. The first answer shows that a
-/// pass has begun since ours was due, the second that it is over, and all it had for us sent before.
+/// When it is quiet, a second watch is asked for a proof that this was all.
 pub struct Past<'c> {
     connection: &'c Connection,
     prefix: Vec<u8>,
@@ -57,25 +52,14 @@ pub struct Past<'c> {
     stream: Option<WatchStream>,
     /// The id of our watch on the stream.
     watch: i64,
-    question: Option<Question>,
-    answers: u32,
+    proof: Proof,
+    /// When the proof was asked for last.
+    asked: Instant,
     /// The beginning of a revision whose end is still to come.
     begun: Vec<PastChange>,
     /// The newest change that came.
     newest: Option<(Bytes, Revision)>,
     is_over: bool,
-}
-
-/// The second watch.
-#[derive(Debug)]
-struct Question {
-    since: Instant,
-    /// `None` until etcd says so.
-    watch: Option<i64>,
-    /// Whether it waits for an event, rather than for being taken up.
-    wants_event: bool,
-    /// Something of ours came after it was asked: its answer shows nothing.
-    is_void: bool,
 }
 
 impl Connection {
@@ -157,8 +141,8 @@ impl Connection {
             through,
             stream: None,
             watch: 0,
-            question: None,
-            answers: 0,
+            proof: Proof::default(),
+            asked: Instant::now(),
             begun: Vec::new(),
             newest: None,
             is_over: from > through,
@@ -193,7 +177,7 @@ impl Past<'_> {
     /// [`Fault::Compacted`] if compaction overtook the reading, besides those of any call.
     pub async fn next(&mut self) -> Result<Option<Vec<PastChange>>, Fault> {
         let mut changes = std::mem::take(&mut self.begun);
-        while !self.is_over && self.answers < CONFIRMATIONS {
+        while !self.is_over && !self.proof.is_given() {
             let Some(response) = self.receive().await? else {
                 self.ask().await?;
                 continue;
@@ -206,10 +190,7 @@ impl Past<'_> {
                 self.begin_later(&response)?;
                 continue;
             }
-            self.answers = 0;
-            if let Some(question) = &mut self.question {
-                question.is_void = true;
-            }
+            self.proof.heard_ours();
             changes.extend(response.events.into_iter().filter_map(past_change));
             let Some(last) = changes.last().map(|past: &PastChange| &past.change) else {
                 continue;
@@ -241,24 +222,25 @@ impl Past<'_> {
             let Some(stream) = &mut self.stream else {
                 return self.start().await.map(Some);
             };
-            let patience = match self.question {
-                None => QUIET,
-                Some(_) => CALL_TIME,
+            let is_owed_an_answer = self.proof.is_owed_an_answer();
+            let patience = match is_owed_an_answer {
+                true => CALL_TIME,
+                false => QUIET,
             };
             if let Ok(message) = timeout(patience, stream.message()).await {
                 return Ok(Some(message?.ok_or_else(closed)?.0));
             }
-            match &self.question {
-                None => return Ok(None),
-                Some(question) if question.since.elapsed() > CONFIRMATION_TIME => {
-                    return Err(Fault::Silent(format!(
-                        "etcd has not served its history within {} s",
-                        CONFIRMATION_TIME.as_secs()
-                    )));
-                }
-                // Busy, or gone?
-                Some(_) => drop(self.connection.any_key(&self.prefix).await?),
+            if !is_owed_an_answer {
+                return Ok(None);
             }
+            if self.asked.elapsed() > ANSWER_TIME {
+                return Err(Fault::Silent(format!(
+                    "etcd has not served its history within {} s",
+                    ANSWER_TIME.as_secs()
+                )));
+            }
+            // Busy, or gone?
+            self.connection.any_key(&self.prefix).await?;
         }
     }
 
@@ -289,16 +271,12 @@ impl Past<'_> {
         // The newest of the compacted revisions is half there: of its deletions nothing is left.
         let oldest = response.compact_revision + 1;
         match response.compact_revision {
-            0 => {
-                let reason = &response.cancel_reason;
-                Err(Fault::Refused(format!("etcd ended the watch: {reason}")))
-            }
+            0 => Err(ended(response)),
             _ if self.newest.is_some() || oldest <= self.first => Err(Fault::Compacted),
             _ => {
                 self.first = oldest;
                 self.stream = None;
-                self.question = None;
-                self.answers = 0;
+                self.proof = Proof::default();
                 Ok(())
             }
         }
@@ -311,50 +289,34 @@ impl Past<'_> {
             Some(newest) => Some(newest.clone()),
             None => self.connection.any_key(&self.prefix).await?,
         };
-        let wants_event = known.is_some();
+        let wants = match &known {
+            Some(_) => Wants::Event,
+            None => Wants::Watch,
+        };
         let (key, revision) = known.unwrap_or((self.prefix.clone().into(), self.through));
         let stream = self.stream.as_mut().ok_or_else(closed)?;
         let options = WatchOptions::new().with_start_revision(revision);
         bounded("asking for the end", stream.watch(key, Some(options))).await?;
-        self.question = Some(Question {
-            since: Instant::now(),
-            watch: None,
-            wants_event,
-            is_void: false,
-        });
+        self.proof.asked(wants);
+        self.asked = Instant::now();
         Ok(())
     }
 
-    /// A response to the second watch, or to an earlier one that is taken back already.
+    /// A response to another watch than ours.
     async fn hear(&mut self, response: &PbWatchResponse) -> Result<(), Fault> {
-        let Some(question) = &mut self.question else {
-            return Ok(());
-        };
-        let is_taken_up = question.watch.is_none() && response.created;
-        if is_taken_up {
-            question.watch = Some(response.watch_id);
+        match self.proof.heard_another(response) {
+            Said::Answered(Some(watch)) => {
+                let stream = self.stream.as_mut().ok_or_else(closed)?;
+                bounded("taking the question back", stream.cancel(watch)).await
+            }
+            Said::Answered(None) | Said::Nothing => Ok(()),
+            Said::Refused => Err(ended(response)),
         }
-        if question.watch != Some(response.watch_id) {
-            return Ok(());
-        }
-        if response.canceled && response.compact_revision == 0 {
-            let reason = &response.cancel_reason;
-            return Err(Fault::Refused(format!("etcd ended the watch: {reason}")));
-        }
-        // Who tells that an event is compacted away has come to it, too.
-        let has_come = !response.events.is_empty() || response.canceled;
-        if has_come || is_taken_up && !question.wants_event {
-            self.answers = match question.is_void {
-                true => 0,
-                false => self.answers + 1,
-            };
-            self.question = None;
-            let stream = self.stream.as_mut().ok_or_else(closed)?;
-            let cancel = stream.cancel(response.watch_id);
-            bounded("taking the question back", cancel).await?;
-        }
-        Ok(())
     }
+}
+
+fn ended(response: &PbWatchResponse) -> Fault {
+    Fault::Refused(format!("etcd ended the watch: {}", response.cancel_reason))
 }
 
 fn closed() -> Fault {

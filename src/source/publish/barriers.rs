@@ -125,20 +125,13 @@ fn rejection(question: &Question, rejections: &Rejections, held: &Held) -> Optio
 pub(super) mod tests {
     use bytes::Bytes;
 
-    use super::{
-        super::log_limit::{LINES, tests::logged},
-        *,
-    };
-    use crate::live::Status;
+    use super::{super::log_limit::LINES, *};
+    use crate::{live::Status, telemetry::logging::testing::logged};
 
     pub(in super::super) fn live() -> Arc<Live> {
         Live::new(Status {
-            kind: "etcd",
             connected: true,
-            location: String::new(),
-            stale_since: None,
-            observed: None,
-            error: None,
+            ..Status::before("etcd", "")
         })
     }
 

@@ -71,39 +71,8 @@ pub(super) fn quoted(text: &str) -> Cow<'_, str> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
-
+mod tests {
     use super::*;
-
-    /// What is logged meanwhile, line by line.
-    pub(in super::super) fn logged(act: impl FnOnce()) -> Vec<String> {
-        struct Log(Arc<Mutex<Vec<u8>>>);
-
-        impl io::Write for Log {
-            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-                self.0.lock().unwrap().extend_from_slice(text);
-                Ok(text.len())
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || Log(writer.clone()))
-            .finish();
-        tracing::subscriber::with_default(subscriber, act);
-        let text = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
 
     #[tokio::test(start_paused = true)]
     async fn of_a_flood_the_first_are_logged_and_the_others_counted() {

@@ -26,6 +26,8 @@ pub(super) struct NameUses {
 struct NameUse {
     /// Sorted; empty while unknown.
     addresses: Vec<IpAddr>,
+    /// Of the other family.
+    fallbacks: Vec<IpAddr>,
     routes: HashSet<RouteId>,
 }
 
@@ -53,8 +55,10 @@ impl NameUses {
         self.names.answer().await
     }
 
-    pub(super) fn addresses_of(&self, name: &str) -> &[IpAddr] {
-        self.uses.get(name).map_or(&[], |name| &name.addresses)
+    /// Its addresses, and those of the other family.
+    pub(super) fn addresses_of(&self, name: &str) -> (&[IpAddr], &[IpAddr]) {
+        let known = self.uses.get(name);
+        known.map_or((&[], &[]), |name| (&name.addresses, &name.fallbacks))
     }
 
     /// Takes an answer in. The routes to be built again for it.
@@ -62,11 +66,16 @@ impl NameUses {
         self.open.remove(&answer.name);
         let name_use = self.uses.get_mut(&answer.name);
         let changed = name_use.and_then(|name_use| {
-            if name_use.addresses == answer.addresses {
+            let Answer {
+                name,
+                addresses,
+                fallbacks,
+            } = answer;
+            if name_use.addresses == addresses && name_use.fallbacks == fallbacks {
                 return None;
             }
-            info!(name = &*answer.name, addresses = ?answer.addresses, "name resolved");
-            name_use.addresses = answer.addresses;
+            info!(name = &*name, ?addresses, ?fallbacks, "name resolved");
+            (name_use.addresses, name_use.fallbacks) = (addresses, fallbacks);
             Some(&name_use.routes)
         });
         changed.into_iter().flatten()

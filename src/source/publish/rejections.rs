@@ -129,12 +129,10 @@ fn shown_reason(reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{
-            barriers::tests::live,
-            log_limit::{LINES, tests::logged},
-        },
+        super::{barriers::tests::live, log_limit::LINES},
         *,
     };
+    use crate::telemetry::logging::testing::logged;
 
     fn add(rejections: &mut Rejections, key: &str, reason: &str, mod_revision: Revision) {
         let entry = Entry {

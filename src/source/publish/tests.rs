@@ -4,7 +4,10 @@ mod waiting;
 
 use super::*;
 use crate::{
-    live::Status, route::settings::HostHeader, source::resolve::Question, upstream::Endpoint,
+    live::Status,
+    route::{pick::Ask, settings::HostHeader},
+    source::resolve::Question,
+    upstream::{Endpoint, load::Loads},
 };
 
 /// A running publisher, without etcd and without DNS.
@@ -25,12 +28,8 @@ impl Bench {
     /// A publisher that is told more before it runs.
     fn of(prepare: impl FnOnce(Publisher) -> Publisher) -> Self {
         let live = Live::new(Status {
-            kind: "etcd",
             connected: true,
-            location: String::new(),
-            stale_since: None,
-            observed: None,
-            error: None,
+            ..Status::before("etcd", "")
         });
         let metrics = Metrics::new();
         let (names, questions, answers) = Names::channels();
@@ -211,7 +210,7 @@ async fn aliases_do_not_delete_each_other() {
     let route = bench.route("blog.x", "/").expect("served");
     let aliases: Vec<bool> = route.members.iter().map(|member| member.is_alias).collect();
     assert_eq!(aliases, [false, true, false]);
-    let picks: Vec<_> = (0..4).filter_map(|_| route.pick(&[])).collect();
+    let picks: Vec<_> = (0..4).filter_map(|_| pick(&route, &[])).collect();
     assert_eq!(picks, [0, 2, 0, 2], "an alias gets no second share");
     bench.delete("Blog.x/10.0.0.1:80", 4).await;
     assert_eq!(bench.upstreams("blog.x"), ["10.0.0.1:80", "10.0.0.2:80"]);
@@ -300,9 +299,7 @@ async fn settings_come_and_go_and_a_bad_one_keeps_the_last_good() {
             .map(|route| route.settings.strip_prefix)
     };
     assert_eq!(strips(&bench), Some(true));
-    bench
-        .put(settings, r#"{"sticky": {"cookie": "a"}}"#, 2)
-        .await;
+    bench.put(settings, r#"{"mirror": "b:80"}"#, 2).await;
     assert_eq!(strips(&bench), Some(true));
     assert_eq!(
         bench.rejected(),
@@ -463,13 +460,13 @@ async fn round_robin_goes_on_over_a_change() {
         )
         .await;
     let before = bench.route("a.example", "/").expect("served");
-    assert_eq!(before.pick(&[]), Some(0));
+    assert_eq!(pick(&before, &[]), Some(0));
     bench.put("a.example/10.0.0.2:80", "again", 2).await;
     let after = bench.route("a.example", "/").expect("served");
     assert!(!Arc::ptr_eq(&before, &after));
-    assert_eq!(after.pick(&[]), Some(1));
-    assert_eq!(after.pick(&[0]), Some(1));
-    assert_eq!(after.pick(&[0, 1]), None);
+    assert_eq!(pick(&after, &[]), Some(1));
+    assert_eq!(pick(&after, &[0]), Some(1));
+    assert_eq!(pick(&after, &[0, 1]), None);
 }
 
 #[tokio::test]
@@ -489,11 +486,11 @@ async fn a_name_becomes_one_member_per_address() {
         Endpoint::Unresolved(..)
     ));
     assert_eq!(
-        [route.pick(&[]), route.pick(&[])],
+        [pick(&route, &[]), pick(&route, &[])],
         [Some(0); 2],
         "an unresolved member waits"
     );
-    assert_eq!(route.pick(&[0]), Some(1), "unless there is no other");
+    assert_eq!(pick(&route, &[0]), Some(1), "unless there is no other");
 
     let mut tables = bench.live.applied.subscribe();
     let addresses = vec![
@@ -505,6 +502,7 @@ async fn a_name_becomes_one_member_per_address() {
         .send(Answer {
             name: name.clone(),
             addresses,
+            fallbacks: Vec::new(),
         })
         .expect("it listens");
     tables.changed().await.expect("it runs");
@@ -544,6 +542,7 @@ async fn a_name_that_moves_to_another_route_keeps_its_addresses() {
         .send(Answer {
             name: "app.internal".into(),
             addresses: vec!["10.1.0.1".parse().expect("an address")],
+            fallbacks: Vec::new(),
         })
         .expect("it listens");
     tables.changed().await.expect("it runs");
@@ -574,6 +573,7 @@ async fn the_first_table_waits_for_its_names() {
     let answer = Answer {
         name: "app.internal".into(),
         addresses: vec!["10.1.0.1".parse().expect("an address")],
+        fallbacks: Vec::new(),
     };
     let first = bench.snapshot(1, &[("a.example/app.internal:80", "", 1)]);
     let answers = bench.answers.clone();
@@ -845,4 +845,16 @@ async fn a_barrier_behind_a_held_deletion_is_not_passed() {
     assert_eq!(bench.acceptance.accept().await, Some(1));
     bench.put("@waypost/barriers/later", "{}", 5).await;
     assert_eq!(rejection("later").await, None);
+}
+
+fn pick(route: &Route, tried: &[usize]) -> Option<usize> {
+    let loads = &Loads::over(1).0;
+    let ask = Ask {
+        tried,
+        loads,
+        key: None,
+        sticks_to: None,
+        yields: false,
+    };
+    route.pick(ask).ok()
 }

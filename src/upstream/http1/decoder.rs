@@ -8,6 +8,11 @@ use super::head::{Framing, MAX_FIELDS, MAX_HEAD};
 
 /// The longest chunk-size line: 16 hex digits and whatever extensions fit. Extensions are read and forgotten.
 const MAX_CHUNK_LINE: usize = 4096;
+/// Chunks below this are gathered into one piece, if they came together: each piece costs the client's side a frame, and
+/// the room that it takes until the client reads, of which a byte is but a small part.
+const SMALL_CHUNK: usize = 1024;
+/// The largest piece that is gathered.
+const MAX_GATHERED: usize = 16 * 1024;
 
 /// Where in a body the reading is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +90,7 @@ impl Decoder {
                     } else {
                         Self::ChunkData(left)
                     };
-                    return Ok(Piece::Data(data));
+                    return Ok(Piece::Data(self.gather(data, buffer)));
                 }
                 Self::ChunkEnd => match buffer.get(..2) {
                     Some(b"\r\n") => {
@@ -113,6 +118,51 @@ impl Decoder {
                 }
             }
         }
+    }
+}
+
+impl Decoder {
+    /// `data`, a piece of a chunk, with the small chunks that follow it in `buffer`.
+    fn gather(&mut self, data: Bytes, buffer: &mut BytesMut) -> Bytes {
+        if data.len() >= SMALL_CHUNK || !self.reach_small_chunk(buffer) {
+            return data;
+        }
+        let mut gathered = BytesMut::with_capacity((data.len() + buffer.len()).min(MAX_GATHERED));
+        gathered.extend_from_slice(&data);
+        while let Self::ChunkData(left) = *self
+            && left < SMALL_CHUNK as u64
+            && gathered.len() + SMALL_CHUNK <= MAX_GATHERED
+        {
+            let (data, left) = take(buffer, left);
+            gathered.extend_from_slice(&data);
+            *self = if left == 0 {
+                Self::ChunkEnd
+            } else {
+                Self::ChunkData(left)
+            };
+            if !self.reach_small_chunk(buffer) {
+                break;
+            }
+        }
+        gathered.freeze()
+    }
+
+    /// Goes on to the next chunk, if its size line is there. What is malformed stays where it is, and
+    /// [`Self::decode`] meets it next.
+    fn reach_small_chunk(&mut self, buffer: &mut BytesMut) -> bool {
+        if *self == Self::ChunkEnd && buffer.starts_with(b"\r\n") {
+            buffer.advance(2);
+            *self = Self::ChunkSize;
+        }
+        if *self == Self::ChunkSize
+            && let Ok(Some(size)) = chunk_size(buffer)
+        {
+            *self = match size {
+                0 => Self::Trailers,
+                size => Self::ChunkData(size),
+            };
+        }
+        matches!(*self, Self::ChunkData(left) if left < SMALL_CHUNK as u64) && !buffer.is_empty()
     }
 }
 
@@ -233,6 +283,32 @@ mod tests {
             let (data, _, _) = run(Framing::Close, b"hello", step).expect("well-formed");
             assert_eq!(&data[..], b"hello");
         }
+    }
+
+    #[test]
+    fn small_chunks_that_came_together_are_one_piece_and_large_ones_are_not_copied() {
+        let large = "y".repeat(SMALL_CHUNK);
+        let text = format!(
+            "{}{SMALL_CHUNK:x}\r\n{large}\r\n1\r\nz\r\n2\r\nab",
+            "1\r\nx\r\n".repeat(3)
+        );
+        let mut buffer = BytesMut::from(&*text);
+        let mut decoder = Decoder::new(Framing::Chunked);
+        for piece in ["xxx", &large, "zab"] {
+            let piece = Piece::Data(Bytes::copy_from_slice(piece.as_bytes()));
+            assert_eq!(decoder.decode(&mut buffer), Ok(piece));
+        }
+        assert_eq!(decoder.decode(&mut buffer), Ok(Piece::NeedMore));
+        assert_eq!(decoder, Decoder::ChunkEnd);
+
+        let mut many = BytesMut::from(&*"1\r\nx\r\n".repeat(MAX_GATHERED));
+        let mut decoder = Decoder::new(Framing::Chunked);
+        let mut lengths = Vec::new();
+        while let Ok(Piece::Data(data)) = decoder.decode(&mut many) {
+            lengths.push(data.len());
+        }
+        assert_eq!(lengths.iter().sum::<usize>(), MAX_GATHERED);
+        assert!(lengths.len() == 2 && lengths.iter().all(|length| *length <= MAX_GATHERED));
     }
 
     #[test]

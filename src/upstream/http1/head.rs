@@ -168,8 +168,10 @@ fn assemble(
     } else {
         connection.keep_alive
     };
-    // Both lengths in one head may be an attempt at smuggling: believe the coding, and nothing after it.
-    let ambiguous = chunked && declared.is_some();
+    // Both lengths in one head may be an attempt at smuggling: believe the coding, and nothing after it. A 204 that
+    // announces a body, which it must not (RFC 9110 section 8.6), may well send it: the next answer would begin there.
+    let ambiguous = chunked && declared.is_some()
+        || status == StatusCode::NO_CONTENT && (chunked || declared.is_some_and(|n| n > 0));
     Ok(ResponseHead {
         status,
         headers,

@@ -11,8 +11,9 @@ pub mod upload;
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -21,7 +22,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, Method, header};
 use thiserror::Error;
-use tokio::io::AsyncRead;
+use tokio::{io::AsyncRead, task::coop::unconstrained};
 use tokio_util::io::poll_read_buf;
 
 pub use body::StreamingBody;
@@ -29,16 +30,16 @@ use head::{Framing, MAX_HEAD, MalformedHead, ResponseHead};
 use upload::{Upload, UploadError, WaitsFor};
 
 use super::{request_body::RequestBodyError, transport::Transport};
-use crate::sweep::Deadline;
+use crate::sweep::{Deadline, NEVER, Tick};
 
 /// What a read asks for at least: a head and a small body.
 const LEAST_READ: usize = 8 * 1024;
 /// What a read asks for at most.
 const MOST_READ: usize = 64 * 1024;
 /// How many interim responses one request may get.
-const MAX_INTERIM: usize = 16;
+pub(super) const MAX_INTERIM: usize = 16;
 /// How long a body announced with `Expect: 100-continue` waits for the upstream's word (RFC 9110 section 10.1.1).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+pub(super) const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// A connection to an upstream that speaks HTTP/1.1.
 ///
@@ -52,6 +53,7 @@ struct Wire {
     /// What the next read asks for. Grows when a read fills its room and shrinks when it stays far below, so that a
     /// response which fits comes in one system call, head and body together.
     ask: usize,
+    ends: Tick,
 }
 
 /// How long the upstream, and the client's body, may take.
@@ -71,6 +73,12 @@ pub enum ExchangeError {
     /// Reset or closed before a byte of the response.
     #[error("connection ended before the response")]
     Terminated(#[source] Option<io::Error>),
+    /// HTTP/2: the upstream reset the stream before the response.
+    #[error("stream reset before the response ({})", .0.description())]
+    Reset(h2::Reason),
+    /// HTTP/2: the upstream did nothing about the request, and says so, or it never left.
+    #[error("the upstream refused the stream")]
+    Refused,
     /// Ended in the middle of the head.
     #[error("connection ended in the response head")]
     Incomplete,
@@ -95,7 +103,18 @@ impl Connection {
             transport,
             read: BytesMut::new(),
             ask: LEAST_READ,
+            ends: NEVER,
         })))
+    }
+
+    /// From this tick on it gets no further request.
+    pub fn end_at(&self, tick: Tick) {
+        self.0.borrow_mut().ends = tick;
+    }
+
+    /// The tick from which on it gets no further request.
+    pub fn ends(&self) -> Tick {
+        self.0.borrow().ends
     }
 
     /// Whether an idle connection can still be used: open, and silent as it must be between responses.
@@ -105,10 +124,13 @@ impl Connection {
             return false;
         }
         // Without readiness this costs no system call; whatever is ready (an end, an error, stray bytes) disqualifies.
+        // Unconstrained: a task that has had its share of I/O is told that everything is pending, so a sweep over many
+        // connections would take the rest for alive.
         let mut byte = [0];
         let mut probe = tokio::io::ReadBuf::new(&mut byte);
-        Pin::new(&mut wire.transport)
-            .poll_read(&mut Context::from_waker(Waker::noop()), &mut probe)
+        let read = poll_fn(|cx| Pin::new(&mut wire.transport).poll_read(cx, &mut probe));
+        pin!(unconstrained(read))
+            .poll(&mut Context::from_waker(Waker::noop()))
             .is_pending()
     }
 
@@ -138,7 +160,7 @@ impl Connection {
             waits_for: WaitsFor::Upstream,
             written: u64::MAX,
         };
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             let wire = &mut *self.0.borrow_mut();
             if let Stage::Sending { waits_for, written } = &mut stage {
                 match upload.poll(&mut wire.transport, cx) {
@@ -177,10 +199,8 @@ impl Connection {
                         if interims > MAX_INTERIM {
                             return Poll::Ready(Err(MalformedHead::TooLarge.into()));
                         }
-                        if head.status != 100 {
-                            interim(&head);
-                        } else if upload.holds_body() {
-                            // The client gets its own 100 from hyper, as soon as the body is asked for.
+                        interim(&head);
+                        if head.status == 100 && upload.holds_body() {
                             upload.release_body();
                             cx.waker().wake_by_ref();
                         }
@@ -248,7 +268,8 @@ impl Wire {
             debug_assert!(self.read.len() < MAX_HEAD);
             // Between responses nobody holds the buffer any more: it is taken back whole.
             match ready!(self.poll_fill(self.ask, cx)) {
-                Ok(0) if !self.read.is_empty() => {
+                // However it ended: an answer was begun, so the request was acted on.
+                Ok(0) | Err(_) if !self.read.is_empty() => {
                     return Poll::Ready(Err(ExchangeError::Incomplete));
                 }
                 Ok(0) => return Poll::Ready(Err(ExchangeError::Terminated(write_error.take()))),

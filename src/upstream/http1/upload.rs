@@ -91,9 +91,14 @@ impl Upload {
         (self.head, self.body)
     }
 
-    /// Whether nothing of the body was taken from the client yet.
-    pub fn is_body_untouched(&self) -> bool {
-        self.body.is_untouched()
+    /// The body, as far as it was not taken.
+    pub fn body(&self) -> &RequestBody {
+        &self.body
+    }
+
+    /// It won't be sent again: what was kept for that can go.
+    pub fn forget(&mut self) {
+        self.body.forget();
     }
 
     /// The body may be sent now.

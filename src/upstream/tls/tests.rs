@@ -1,9 +1,15 @@
 //! Real handshakes with a server, and what the store of configurations keeps.
 
+use std::path::Path;
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
-use rustls::{HandshakeKind, ServerConfig, pki_types::PrivateKeyDer};
+use rustls::{
+    HandshakeKind, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::WebPkiClientVerifier,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
@@ -31,6 +37,41 @@ impl Authority {
         let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         serve(certificate.der().clone(), &key)
+    }
+}
+
+impl Authority {
+    /// A pair for a client, `NAME.pem` and `NAME.key`.
+    fn client(&self, dir: &Path, name: &str) -> ClientFiles {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = certificate.signed_by(&key, &self.0).unwrap();
+        let write = |extension: &str, text: String| {
+            let path = dir.join(name).with_extension(extension);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().into()
+        };
+        ClientFiles {
+            cert: write("pem", certificate.pem()),
+            key: write("key", key.serialize_pem()),
+        }
+    }
+
+    /// As [`Self::server`], for clients with a certificate by this authority alone.
+    fn server_for_clients(&self, names: &[&str]) -> Arc<ServerConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let config = self.server(names);
+        let builder = ServerConfig::builder_with_provider(config.crypto_provider().clone());
+        let mut verified = builder
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_cert_resolver(config.cert_resolver.clone());
+        verified.alpn_protocols = config.alpn_protocols.clone();
+        Arc::new(verified)
     }
 }
 
@@ -91,6 +132,7 @@ async fn the_certificate_must_be_by_the_authority_and_for_the_name() {
         sni: sni.map(Into::into),
         ca: Some(ca.into()),
         insecure,
+        client: None,
     };
     let wrong_ca = stranger.file(dir.path(), "stranger.pem");
     let server = authority.server(&["app.internal", "10.0.0.7", "2001:db8::7"]);
@@ -216,12 +258,10 @@ async fn a_server_that_is_its_own_authority_is_verified_by_name_and_date() {
 }
 
 #[tokio::test]
-async fn sessions_resume_but_never_from_an_unverified_one() {
+async fn sessions_resume_but_only_with_the_same_upstream_on_the_same_terms() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::named("ours");
-    let server = authority.server(&["app.internal"]);
     let tls = UpstreamTls::new();
-    let endpoint = tcp("10.0.0.7:443", Some("app.internal"));
     let insecure = TlsOptions {
         insecure: true,
         ..TlsOptions::default()
@@ -230,62 +270,190 @@ async fn sessions_resume_but_never_from_an_unverified_one() {
         ca: Some(authority.file(dir.path(), "ca.pem")),
         ..TlsOptions::default()
     };
-    for (options, expected) in [
-        (&insecure, HandshakeKind::Full),
-        (&insecure, HandshakeKind::Resumed),
-        (&verified, HandshakeKind::Full),
-        (&verified, HandshakeKind::Resumed),
+    let by_other_file = TlsOptions {
+        ca: Some(authority.file(dir.path(), "other.pem")),
+        ..TlsOptions::default()
+    };
+    let as_client = |name| TlsOptions {
+        client: Some(authority.client(dir.path(), name)),
+        ..verified.clone()
+    };
+    let by_other_name = TlsOptions {
+        sni: Some("www.internal".into()),
+        ..verified.clone()
+    };
+    let server = authority.server(&["app.internal", "www.internal"]);
+    let endpoint = tcp("10.0.0.7:443", Some("app.internal"));
+    let sibling = tcp("10.0.0.8:443", Some("app.internal"));
+    for (case, options, endpoint) in [
+        ("insecure", &insecure, &endpoint),
+        ("verified", &verified, &endpoint),
+        ("another ca", &by_other_file, &endpoint),
+        ("as somebody", &as_client("us"), &endpoint),
+        ("as somebody else", &as_client("them"), &endpoint),
+        ("another name", &by_other_name, &endpoint),
+        ("another address", &verified, &sibling),
     ] {
-        let outcome = connect(&tls, options, &endpoint, &server).await;
-        let kind = outcome.client.unwrap().get_ref().1.handshake_kind();
-        assert_eq!(kind, Some(expected), "{options:?}");
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let outcome = connect(&tls, options, endpoint, &server).await;
+            let kind = outcome.client.unwrap().get_ref().1.handshake_kind();
+            assert_eq!(kind, Some(expected), "{case}");
+        }
     }
 }
 
 #[test]
-fn one_configuration_serves_all_names_of_one_trust() {
+fn sessions_are_remembered_of_so_many_upstreams_and_no_more() {
+    let tls = UpstreamTls::new();
+    let options = TlsOptions {
+        insecure: true,
+        ..TlsOptions::default()
+    };
+    for port in 1..=MOST_SESSIONED as u16 + 10 {
+        let endpoint = tcp(&format!("10.0.0.7:{port}"), None);
+        tls.client_config(&options, &endpoint).unwrap();
+    }
+    let state = tls.state.lock().unwrap();
+    let entry = state.configs.values().next().unwrap();
+    assert_eq!(entry.sessioned.len(), MOST_SESSIONED);
+}
+
+#[tokio::test]
+async fn who_we_are_is_shown_to_servers_that_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, stranger) = (Authority::named("ours"), Authority::named("strange"));
+    let server = authority.server_for_clients(&["app.internal"]);
+    let endpoint = tcp("10.0.0.7:443", Some("app.internal"));
+    let ca = authority.file(dir.path(), "ca.pem");
+    let tls = UpstreamTls::new();
+    for (client, is_let_in) in [
+        (Some(authority.client(dir.path(), "us")), true),
+        (Some(stranger.client(dir.path(), "them")), false),
+        (None, false),
+    ] {
+        let case = format!("{client:?}");
+        let options = TlsOptions {
+            ca: Some(ca.clone()),
+            client,
+            ..TlsOptions::default()
+        };
+        let outcome = connect(&tls, &options, &endpoint, &server).await;
+        assert_eq!(outcome.client.is_ok(), is_let_in, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_by_the_authority_must_be_in_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::named("ours");
+    let options = TlsOptions {
+        ca: Some(authority.file(dir.path(), "ca.pem")),
+        ..TlsOptions::default()
+    };
+    let endpoint = tcp("10.0.0.7:443", Some("app.internal"));
+    for (years, expected) in [
+        (2000..4000, None),
+        (2000..2001, Some("certificate expired")),
+        (3999..4000, Some("not valid yet")),
+    ] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["app.internal".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(years.start, 1, 1);
+        params.not_after = date_time_ymd(years.end, 1, 1);
+        let certificate = params.signed_by(&key, &authority.0).unwrap();
+        let server = serve(certificate.der().clone(), &key);
+        let outcome = connect(&UpstreamTls::new(), &options, &endpoint, &server).await;
+        let error = outcome.client.err().map(|error| error.to_string());
+        let is_so = match (&error, expected) {
+            (None, None) => true,
+            (Some(error), Some(expected)) => error.contains(expected),
+            _ => false,
+        };
+        assert!(is_so, "{years:?}: {error:?}, not {expected:?}");
+    }
+}
+
+#[test]
+fn one_configuration_serves_all_names_of_one_upstream_on_the_same_terms() {
     let tls = UpstreamTls::new();
     let options = |sni: &str, insecure| TlsOptions {
         sni: Some(sni.into()),
         ca: None,
         insecure,
+        client: None,
     };
-    let first = tls.client_config(&options("a.example", true)).unwrap();
-    let second = tls.client_config(&options("b.example", true)).unwrap();
+    let endpoint = tcp("10.0.0.7:443", None);
+    let config = |sni: &str| tls.client_config(&options(sni, true), &endpoint).unwrap();
+    let (first, second) = (config("a.example"), config("b.example"));
     assert!(Arc::ptr_eq(&first, &second));
 }
 
 #[test]
-fn a_replaced_file_of_authorities_is_read_again_and_a_broken_one_is_not() {
+fn a_replaced_file_is_read_again_and_a_broken_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
-    let path = Authority::named("ours").file(dir.path(), "ca.pem");
+    let authority = Authority::named("ours");
+    let ca = authority.file(dir.path(), "ca.pem");
+    let client = authority.client(dir.path(), "us");
     let options = TlsOptions {
-        ca: Some(path.clone()),
+        ca: Some(ca.clone()),
+        client: Some(client.clone()),
         ..TlsOptions::default()
     };
-    let tls = UpstreamTls::new();
-    // As if the file had been read, and last looked at, long ago.
+    let endpoint = tcp("10.0.0.7:443", None);
+    for (index, path) in [ca, client.cert, client.key].into_iter().enumerate() {
+        let tls = UpstreamTls::new();
+        let config = || tls.client_config(&options, &endpoint).unwrap();
+        // As if the files had been read, and last looked at, long ago.
+        let age = || {
+            let mut state = tls.state.lock().unwrap();
+            let entry = state.configs.values_mut().next().unwrap();
+            entry.checked = entry.checked.checked_sub(RECHECK).unwrap();
+            entry.modified[index] = Some(SystemTime::UNIX_EPOCH);
+        };
+        let first = config();
+        assert!(Arc::ptr_eq(&first, &config()), "{path}");
+        age();
+        let second = config();
+        assert!(!Arc::ptr_eq(&first, &second), "{path} is another one");
+        let good = std::fs::read(&*path).unwrap();
+        std::fs::write(&*path, "nonsense").unwrap();
+        age();
+        assert!(Arc::ptr_eq(&second, &config()), "{path} is broken");
+        std::fs::write(&*path, good).unwrap();
+    }
+}
+
+#[test]
+fn a_file_of_no_use_is_read_once_a_second_and_not_by_every_dial() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::named("ours");
+    let ca = authority.file(dir.path(), "ca.pem");
+    let good = std::fs::read(&*ca).unwrap();
+    std::fs::write(&*ca, "nonsense").unwrap();
+    let options = TlsOptions {
+        ca: Some(ca.clone()),
+        ..TlsOptions::default()
+    };
+    let (tls, endpoint) = (UpstreamTls::new(), tcp("10.0.0.7:443", None));
+    let first = tls.client_config(&options, &endpoint).unwrap_err();
+    std::fs::write(&*ca, good).unwrap();
+    let second = tls.client_config(&options, &endpoint).unwrap_err();
+    assert_eq!(first.to_string(), second.to_string());
     let age = || {
         let mut state = tls.state.lock().unwrap();
-        let entry = state.configs.values_mut().next().unwrap();
-        entry.checked = entry.checked.checked_sub(RECHECK).unwrap();
-        entry.modified = Some(SystemTime::UNIX_EPOCH);
+        let failed = state.failed.values_mut().next().unwrap();
+        failed.at = failed.at.checked_sub(REREAD).unwrap();
     };
-    let first = tls.client_config(&options).unwrap();
-    assert!(Arc::ptr_eq(&first, &tls.client_config(&options).unwrap()));
     age();
-    let second = tls.client_config(&options).unwrap();
-    assert!(!Arc::ptr_eq(&first, &second));
-    std::fs::write(&*path, "nonsense").unwrap();
-    age();
-    assert!(Arc::ptr_eq(&second, &tls.client_config(&options).unwrap()));
+    tls.client_config(&options, &endpoint).unwrap();
+    assert!(tls.state.lock().unwrap().failed.is_empty());
 }
 
 #[test]
 fn configurations_are_bounded_and_the_one_unused_longest_goes() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::named("ours");
-    let tls = UpstreamTls::new();
+    let (tls, endpoint) = (UpstreamTls::new(), tcp("10.0.0.7:443", None));
     let mut options = Vec::new();
     for index in 0..=LIMIT {
         let ca = authority.file(dir.path(), &format!("{index}.pem"));
@@ -293,14 +461,14 @@ fn configurations_are_bounded_and_the_one_unused_longest_goes() {
             ca: Some(ca),
             ..TlsOptions::default()
         });
-        tls.client_config(&options[index]).unwrap();
+        tls.client_config(&options[index], &endpoint).unwrap();
         // The first stays in use, so the second is the one to go.
-        tls.client_config(&options[0]).unwrap();
+        tls.client_config(&options[0], &endpoint).unwrap();
     }
     let state = tls.state.lock().unwrap();
     assert_eq!(state.configs.len(), LIMIT);
-    assert!(state.configs.contains_key(&Trust::of(&options[0])));
-    assert!(!state.configs.contains_key(&Trust::of(&options[1])));
+    assert!(state.configs.contains_key(&Terms::of(&options[0])));
+    assert!(!state.configs.contains_key(&Terms::of(&options[1])));
 }
 
 #[test]
@@ -334,12 +502,56 @@ fn errors_name_the_file_or_the_name() {
         let options = TlsOptions {
             sni: sni.map(Into::into),
             ca: ca.map(Into::into),
-            insecure: false,
+            ..TlsOptions::default()
         };
         let Err(error) = tls.connector(&options, endpoint) else {
             panic!("{expected:?} was no error");
         };
         assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn errors_of_our_own_pair_name_the_file_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::named("ours");
+    let (us, them) = (
+        authority.client(dir.path(), "us"),
+        authority.client(dir.path(), "them"),
+    );
+    let nowhere = "/nowhere/us.pem";
+    let pair = |cert: &str, key: &str| ClientFiles {
+        cert: cert.into(),
+        key: key.into(),
+    };
+    for (files, expected) in [
+        (
+            pair(nowhere, &us.key),
+            "cannot read /nowhere/us.pem (\"cert\")",
+        ),
+        (
+            pair(&us.cert, nowhere),
+            "cannot read /nowhere/us.pem (\"key\")",
+        ),
+        (
+            pair(&us.key, &us.key),
+            "us.key (\"cert\") is no PEM file with certificates",
+        ),
+        (
+            pair(&us.cert, &us.cert),
+            "us.pem (\"key\") is no PEM file with an unencrypted private key",
+        ),
+        (pair(&us.cert, &them.key), "are no pair to present"),
+    ] {
+        let options = TlsOptions {
+            insecure: true,
+            client: Some(files),
+            ..TlsOptions::default()
+        };
+        let endpoint = tcp("10.0.0.7:443", None);
+        let error = UpstreamTls::new().client_config(&options, &endpoint);
+        let error = error.expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
     }
 }
 

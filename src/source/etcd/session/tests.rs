@@ -53,14 +53,7 @@ impl Bench {
 
     async fn over(etcd: Fake) -> Self {
         let metrics = Metrics::new();
-        let live = Live::new(Status {
-            kind: "etcd",
-            connected: false,
-            location: String::new(),
-            stale_since: None,
-            observed: None,
-            error: None,
-        });
+        let live = Live::new(Status::before("etcd", ""));
         let (sender, updates) = mpsc::channel(64);
         let source = Etcd::over(etcd.clone(), PREFIX.to_owned(), 1).counted_in(metrics.clone());
         let mut bench = Self {

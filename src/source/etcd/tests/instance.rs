@@ -43,14 +43,7 @@ pub struct Instance {
 
 impl Instance {
     pub fn start(model: &Model, metrics: &Arc<Metrics>, seed: u64) -> Self {
-        let live = Live::new(Status {
-            kind: "etcd",
-            connected: false,
-            location: String::new(),
-            stale_since: None,
-            observed: None,
-            error: None,
-        });
+        let live = Live::new(Status::before("etcd", ""));
         let (names, _, _) = Names::channels();
         let publisher = Publisher::new(
             live.clone(),
@@ -244,6 +237,7 @@ fn shown(route: &route::Route) -> Route {
     let balance = match route.settings.balance {
         None | Some(Balance::RoundRobin) => "round-robin",
         Some(Balance::Random) => "random",
+        Some(other) => panic!("{other:?} is not among the random keys"),
     };
     let settings = (route.settings_key.as_ref()).map(|in_force| &in_force.version);
     Route {

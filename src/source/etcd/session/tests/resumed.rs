@@ -6,14 +6,7 @@ use crate::source::Entry;
 /// A source that goes on from `/h/a` at this revision.
 fn resuming(etcd: &Fake, a: Revision) -> mpsc::Receiver<Update> {
     let (sender, updates) = mpsc::channel(64);
-    let live = Live::new(Status {
-        kind: "etcd",
-        connected: false,
-        location: String::new(),
-        stale_since: None,
-        observed: None,
-        error: None,
-    });
+    let live = Live::new(Status::before("etcd", ""));
     let known = Entry {
         key: "/h/a".into(),
         value: bytes::Bytes::new(),
