@@ -3,7 +3,13 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::TxnOp;
-use waypost::source::{Change, History, Update, etcd::read_all};
+use waypost::{
+    live::Status,
+    source::{
+        Change, History, Update,
+        etcd::{Etcd, read_all},
+    },
+};
 
 use crate::support::{
     etcd::EtcdCluster,
@@ -51,8 +57,12 @@ async fn a_resume_over_more_than_four_mebibytes_keeps_every_revision_whole() {
 async fn a_resume_from_far_behind_is_stale_until_it_has_caught_up() {
     let etcd = EtcdCluster::start(1).await;
     etcd.put("/hosts/a/a:80", "").await;
-    let (mut follower, link) = follow_by_link(&etcd).await;
-    follower.snapshot().await;
+    let link = Link::to(&etcd.endpoints()[0]).await;
+    let mut config = etcd.config();
+    config.endpoints = vec![link.url()];
+    let source = Etcd::new(config, PREFIX.to_owned()).expect("a usable configuration");
+    let mut follower = Follower::with_room(source, 1);
+    let mut known = follower.snapshot().await;
     follower.until_connected().await;
     link.cut();
     follower.until_disconnected().await;
@@ -62,25 +72,40 @@ async fn a_resume_from_far_behind_is_stale_until_it_has_caught_up() {
     }
     etcd.put("/elsewhere", "").await;
     link.mend(&etcd.endpoints()[0]);
-    loop {
-        let (_, revision) = follower.changes().await;
-        if revision == last {
-            break;
-        }
-        let status = follower.live.status.borrow().clone();
-        assert!(status.stale_since.is_some(), "at {revision} of {last}");
-        follower
-            .until_status(|status| {
-                let catching_up = format!("catching up with etcd: {revision} of {}", last + 1);
-                status.error.as_ref() == Some(&catching_up)
-            })
+    let mut parts = 0;
+    while known < last {
+        let status = follower
+            .until_status(|status| caught_up_to(status, last + 1).is_some_and(|at| at > known))
             .await;
+        assert!(status.stale_since.is_some(), "{status:?}");
+        (_, known) = follower.changes().await;
+        assert_eq!(caught_up_to(&status, last + 1), Some(known));
+        parts += 1;
     }
+    assert!(parts > 1, "etcd sent all at once");
     let begun = Instant::now();
-    follower.until_connected().await;
-    assert!(follower.live.status.borrow().stale_since.is_none());
+    let mut statuses = follower.live.status.subscribe();
+    let status = loop {
+        tokio::select! {
+            status = statuses.wait_for(|status| status.connected) => {
+                break status.expect("the status lives as long as its reader").clone();
+            }
+            _ = follower.next() => {}
+        }
+    };
+    assert!(status.stale_since.is_none());
     // A pulse would tell as well, half a minute later.
     assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// The revision that the watch has brought, of those through `through`; `None` if the status tells of something else.
+fn caught_up_to(status: &Status, through: i64) -> Option<i64> {
+    let revision = status
+        .error
+        .as_ref()?
+        .strip_prefix("catching up with etcd: ")?
+        .strip_suffix(&format!(" of {through}"))?;
+    revision.parse().ok()
 }
 
 #[tokio::test]

@@ -27,8 +27,14 @@ impl Follower {
     }
 
     pub fn following(source: Etcd) -> Self {
+        Self::with_room(source, 16)
+    }
+
+    /// The source waits while this many updates are untaken. With room for one a test sees the status of each update:
+    /// the source sets it once it has sent one, and gets no further before that is taken.
+    pub fn with_room(source: Etcd, room: usize) -> Self {
         let live = Live::new(Status::before("etcd", ""));
-        let (sender, updates) = mpsc::channel(16);
+        let (sender, updates) = mpsc::channel(room);
         Self {
             task: tokio::spawn(source.run(live.clone(), sender)),
             live,
