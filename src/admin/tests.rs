@@ -14,10 +14,11 @@ use crate::{
     config::ServeArgs,
     live::{Rejected, RejectedKeys},
     route::{
-        KeyVersion, Member, Role, Route, Settings, Table,
+        Route, Settings, Table,
         settings::{Balance, HostHeader},
+        testing,
     },
-    upstream::{Identity, Protocol, Registry, balancer::Balancer, load::Loads},
+    upstream::{Endpoint, Registry, balancer::Balancer, load::Loads, testing::plain},
 };
 
 struct Instance {
@@ -88,43 +89,21 @@ fn route(
     addresses: &[&str],
     settings: &Settings,
 ) -> Route {
-    let (host, path) = name.split_once('/').unwrap_or((name, ""));
-    let member = |address: &&str| Member {
-        upstream: registry.upstream(&Identity {
-            endpoint: crate::upstream::Endpoint::Tcp {
-                address: address.parse().unwrap(),
-                name: None,
-            },
-            tls: None,
-            protocol: Protocol::Http1,
-            pool: None,
-        }),
-        weight: 1,
-        role: Role::Serving,
-        max_requests: None,
-        limit: None,
-        standing: None,
-        is_alias: false,
-        key: KeyVersion {
-            key: format!("/hosts/{name}/{address}").into(),
-            mod_revision: 3,
-        },
+    let member = |address: &&str| {
+        let endpoint = Endpoint::Tcp {
+            address: address.parse().unwrap(),
+            name: None,
+        };
+        testing::member(
+            registry.upstream(&plain(endpoint)),
+            &format!("/hosts/{name}/{address}"),
+        )
     };
     let members: Vec<_> = addresses.iter().map(member).collect();
     Route {
-        host: host.parse().unwrap(),
-        prefix: path.parse().unwrap(),
-        name: name.into(),
         settings: Arc::new(settings.clone()),
-        settings_key: None,
         balancer: Balancer::new(Balance::RoundRobin, &vec![1; members.len()], |_| "", None),
-        backups: None,
-        panic: Default::default(),
-        tokens: None,
-        limits: None,
-        speaks_http2: false,
-        members: members.into(),
-        metrics: metrics.route(name),
+        ..testing::of(name, members.into(), metrics)
     }
 }
 

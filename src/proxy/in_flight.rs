@@ -94,55 +94,23 @@ impl InFlight {
 mod tests {
     use super::*;
     use crate::{
-        route::{KeyVersion, Member, Role, Settings},
+        route::testing,
         telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Protocol, Registry, balancer::Balancer},
+        upstream::{
+            Registry,
+            testing::{local, plain},
+        },
     };
 
     /// One key with two addresses, as a name has, and another key.
     fn route(keys: [&str; 3]) -> Arc<Route> {
         let metrics = Metrics::new();
         let mut registry = Registry::new(metrics.clone());
-        let mut port = 0;
-        let members = keys.map(|key| {
-            port += 1;
-            Member {
-                upstream: registry.upstream(&Identity {
-                    endpoint: Endpoint::Tcp {
-                        address: ([127, 0, 0, 1], port).into(),
-                        name: None,
-                    },
-                    tls: None,
-                    protocol: Protocol::Http1,
-                    pool: None,
-                }),
-                weight: 1,
-                role: Role::Serving,
-                max_requests: None,
-                limit: None,
-                standing: None,
-                is_alias: false,
-                key: KeyVersion {
-                    key: key.into(),
-                    mod_revision: 3,
-                },
-            }
+        let members = keys.into_iter().zip(1..).map(|(key, port)| {
+            let upstream = registry.upstream(&plain(local(port)));
+            testing::member(upstream, key)
         });
-        Arc::new(Route {
-            host: "a".parse().unwrap(),
-            prefix: "".parse().unwrap(),
-            name: "a".into(),
-            settings: Settings::shared_default(),
-            settings_key: None,
-            members: Box::new(members),
-            balancer: Balancer::Nobody,
-            backups: None,
-            panic: Default::default(),
-            tokens: None,
-            limits: None,
-            speaks_http2: false,
-            metrics: metrics.route("a"),
-        })
+        Arc::new(testing::of("a", members.collect(), &metrics))
     }
 
     #[test]

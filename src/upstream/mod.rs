@@ -16,6 +16,8 @@ pub mod load;
 pub mod pool;
 pub mod request_body;
 pub mod standing;
+#[cfg(test)]
+pub mod testing;
 pub mod tls;
 pub mod transport;
 

@@ -141,19 +141,11 @@ mod tests {
     use super::*;
     use crate::{
         telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Protocol, Registry},
+        upstream::{Registry, testing},
     };
 
     fn upstream(registry: &mut Registry, port: u16) -> Arc<Upstream> {
-        registry.upstream(&Identity {
-            endpoint: Endpoint::Tcp {
-                address: ([127, 0, 0, 1], port).into(),
-                name: None,
-            },
-            tls: None,
-            protocol: Protocol::Http1,
-            pool: None,
-        })
+        registry.upstream(&testing::plain(testing::local(port)))
     }
 
     #[test]

@@ -127,9 +127,9 @@ fn same_member(route: &Route, member: &Member) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::{
-        route::{KeyVersion, Role, Settings},
+        route::testing,
         telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Protocol, Registry, balancer::Balancer},
+        upstream::{Endpoint, Identity, Registry, testing::plain},
     };
 
     /// A key, its upstream's port, the name that led there, and whether it is dialled with TLS.
@@ -147,21 +147,7 @@ mod tests {
             let metrics = Metrics::new();
             let mut members: Vec<_> = members.iter().map(|written| self.member(written)).collect();
             members.sort_by(|one, other| one.key.key.cmp(&other.key.key));
-            let route = Route {
-                host: "a".parse().unwrap(),
-                prefix: "".parse().unwrap(),
-                name: "a".into(),
-                settings: Settings::shared_default(),
-                settings_key: None,
-                members: members.into(),
-                balancer: Balancer::Nobody,
-                backups: None,
-                panic: Default::default(),
-                tokens: None,
-                limits: None,
-                speaks_http2: false,
-                metrics: metrics.route("a"),
-            };
+            let route = testing::of("a", members.into(), &metrics);
             let mut table = Table::default();
             table.insert(Arc::new(route));
             table
@@ -173,24 +159,10 @@ mod tests {
                 name: name.map(Into::into),
             };
             let identity = Identity {
-                endpoint,
                 tls: tls.then(Arc::default),
-                protocol: Protocol::Http1,
-                pool: None,
+                ..plain(endpoint)
             };
-            Member {
-                upstream: self.0.upstream(&identity),
-                weight: 1,
-                role: Role::Serving,
-                max_requests: None,
-                limit: None,
-                standing: None,
-                is_alias: false,
-                key: KeyVersion {
-                    key: key.into(),
-                    mod_revision: 1,
-                },
-            }
+            testing::member(self.0.upstream(&identity), key)
         }
     }
 

@@ -122,10 +122,7 @@ mod tests {
     use socket2::{Domain, Socket, Type};
 
     use super::*;
-    use crate::{
-        telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Protocol, Registry, dial::Deny, tls::UpstreamTls},
-    };
+    use crate::upstream::{Endpoint, dial::Deny, testing, tls::UpstreamTls};
 
     async fn after<T>(milliseconds: u64, value: T) -> T {
         tokio::time::sleep(Duration::from_millis(milliseconds)).await;
@@ -176,15 +173,10 @@ mod tests {
     }
 
     fn upstream(port: u16) -> Arc<Upstream> {
-        let upstream = Registry::new(Metrics::new()).upstream(&Identity {
-            endpoint: Endpoint::Tcp {
-                address: SocketAddr::from(([127, 0, 0, 1], port)),
-                name: Some("app.test".into()),
-            },
-            tls: None,
-            protocol: Protocol::Http1,
-            pool: None,
-        });
+        let upstream = testing::alone(&testing::plain(Endpoint::Tcp {
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            name: Some("app.test".into()),
+        }));
         upstream.fall_back_to(Some(format!("[::1]:{port}").parse().unwrap()));
         upstream
     }

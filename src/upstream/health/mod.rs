@@ -195,30 +195,19 @@ impl Drop for Checks {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
-    use crate::{
-        telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Protocol, Registry},
-    };
+    use crate::upstream::{Endpoint, Identity, Protocol, testing};
 
     /// Checks of an upstream at this port of this machine.
     pub fn checks(port: u16, settings: CheckSettings) -> Arc<Checks> {
-        let endpoint = Endpoint::Tcp {
-            address: ([127, 0, 0, 1], port).into(),
-            name: None,
-        };
-        Arc::new(Checks::new(
-            upstream(endpoint, Protocol::Http1),
-            settings.into(),
-        ))
+        let upstream = upstream(testing::local(port), Protocol::Http1);
+        Arc::new(Checks::new(upstream, settings.into()))
     }
 
     /// An upstream that nobody else has.
     pub fn upstream(endpoint: Endpoint, protocol: Protocol) -> Arc<Upstream> {
-        Registry::new(Metrics::new()).upstream(&Identity {
-            endpoint,
-            tls: None,
+        testing::alone(&Identity {
             protocol,
-            pool: None,
+            ..testing::plain(endpoint)
         })
     }
 }

@@ -185,17 +185,11 @@ mod tests {
     use super::*;
     use crate::{
         sweep::Sweep,
-        telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Protocol, Registry, transport::Transport},
+        upstream::{Endpoint, testing, transport::Transport},
     };
 
     fn upstream() -> Arc<Upstream> {
-        Registry::new(Metrics::new()).upstream(&Identity {
-            endpoint: Endpoint::Unix("/nowhere".into()),
-            tls: None,
-            protocol: Protocol::Http1,
-            pool: None,
-        })
+        testing::alone(&testing::plain(Endpoint::Unix("/nowhere".into())))
     }
 
     fn connection() -> (Connection, UnixStream) {

@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     telemetry::metrics::Metrics,
     upstream::{
-        Endpoint, Identity, Protocol, Registry, TlsOptions, tls::UpstreamTls, transport::Transport,
+        Endpoint, Identity, Registry, TlsOptions, testing, tls::UpstreamTls, transport::Transport,
     },
 };
 
@@ -22,14 +22,10 @@ pub(super) async fn listening(
     pool: PoolOptions,
 ) -> (Arc<Upstream>, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
     let upstream = registry.upstream(&Identity {
-        endpoint: Endpoint::Tcp {
-            address: listener.local_addr().unwrap(),
-            name: None,
-        },
-        tls: None,
-        protocol: Protocol::Http1,
         pool: (pool != PoolOptions::DEFAULT).then(|| Arc::new(pool)),
+        ..testing::plain(testing::local(port))
     });
     upstream.enlist();
     (upstream, listener)
