@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::{net::TcpStream, sync::Notify, task::JoinSet, time::sleep};
 
 use crate::support::{
-    http::{Message, Wire},
+    http::Wire,
     origin::{Origin, Served},
     waypost::{DEADLINE, Waypost, eventually},
 };
@@ -228,18 +228,8 @@ async fn a_flood_of_tiny_chunks_to_a_deaf_client_is_held_in_bounds() {
 
 #[tokio::test]
 async fn an_early_refusal_reaches_an_http2_client_that_still_uploads() {
-    let origin = Origin::run(async |mut served| {
-        let head = served.wire.head().await.unwrap();
-        served.note(Message {
-            head,
-            ..Message::default()
-        });
-        served
-            .send("HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\nno")
-            .await;
-        served.wire.take_rest().await;
-    })
-    .await;
+    let refusal = "HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\nno";
+    let origin = Origin::refusing_early(refusal).await;
     let good = Origin::named("good").await;
     let waypost = in_front_of(&origin).await;
     waypost.put("good.test", &good, "").await;

@@ -142,18 +142,8 @@ async fn an_upstream_that_knows_no_continue_gets_the_body_after_a_second() {
 
 #[tokio::test]
 async fn a_refusal_spares_the_body() {
-    let origin = Origin::run(async |mut served| {
-        let head = served.wire.head().await.unwrap();
-        served.note(Message {
-            head,
-            ..Message::default()
-        });
-        served
-            .send("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n")
-            .await;
-        served.wire.take_rest().await;
-    })
-    .await;
+    let refusal = "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n";
+    let origin = Origin::refusing_early(refusal).await;
     let waypost = in_front_of(&origin).await;
     let mut client = Wire::connect(waypost.address()).await;
     let request =

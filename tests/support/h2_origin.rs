@@ -1,13 +1,6 @@
 //! Origins that speak HTTP/2: well-behaved ones by the `h2` crate, and others frame by frame.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use h2::{
@@ -25,22 +18,14 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     http::{End, Stream, Wire},
     origin::{self, Origin},
-    waypost::eventually,
+    seen::Seen,
 };
 
 /// A listening origin; it ends with its owner.
 pub struct H2Origin {
     address: SocketAddr,
-    seen: Arc<Seen>,
+    seen: Arc<Seen<Asked>>,
     task: JoinHandle<()>,
-}
-
-/// What an origin was sent.
-#[derive(Default)]
-pub struct Seen {
-    connections: AtomicUsize,
-    closed: AtomicUsize,
-    requests: Mutex<Vec<Asked>>,
 }
 
 /// A request as it came.
@@ -65,7 +50,7 @@ pub struct Served {
     pub connection: Connection<Box<dyn Stream>, Bytes>,
     /// Counted from 1.
     pub number: usize,
-    seen: Arc<Seen>,
+    seen: Arc<Seen<Asked>>,
 }
 
 /// One request, to be answered.
@@ -84,7 +69,7 @@ impl Served {
             head: Arc::new(head),
             connection: self.number,
         };
-        self.seen.requests.lock().unwrap().push(asked.clone());
+        self.seen.note(asked.clone());
         Some(Exchange {
             asked,
             body,
@@ -106,7 +91,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.seen.closed.fetch_add(1, Ordering::SeqCst);
+        self.seen.connection_ended();
     }
 }
 
@@ -202,7 +187,7 @@ impl H2Origin {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let seen = Arc::<Seen>::default();
+        let seen = Arc::<Seen<Asked>>::default();
         let accepted = (seen.clone(), Arc::new((tls, builder, script)));
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -218,7 +203,7 @@ impl H2Origin {
                             Err(_) => return,
                         },
                     };
-                    let number = seen.connections.fetch_add(1, Ordering::SeqCst) + 1;
+                    let number = seen.connection_began();
                     if let Ok(connection) = builder.handshake(stream).await {
                         let served = Served {
                             connection,
@@ -239,34 +224,27 @@ impl H2Origin {
 
     /// Connections so far.
     pub fn connections(&self) -> usize {
-        self.seen.connections.load(Ordering::SeqCst)
+        self.seen.connections()
     }
 
     /// Requests so far.
     pub fn requests(&self) -> Vec<Asked> {
-        self.seen.requests.lock().unwrap().clone()
+        self.seen.requests()
     }
 
     /// The latest request.
     pub fn latest(&self) -> Asked {
-        self.requests().pop().expect("it was asked")
+        self.seen.latest()
     }
 
     /// Waits until it has this many requests.
     pub async fn asked(&self, count: usize) {
-        eventually("the origin is asked", async || {
-            self.requests().len() >= count
-        })
-        .await;
+        self.seen.asked(count).await;
     }
 
-    /// Waits until so many connections were closed, by it or by Waypost.
+    /// Waits until so many connections were closed, by it or by Waypost, and Waypost's kernel was told so.
     pub async fn closed(&self, count: usize) {
-        let closed = || self.seen.closed.load(Ordering::SeqCst);
-        eventually("the origin's connection is closed", async || {
-            closed() >= count
-        })
-        .await;
+        self.seen.closed(count, Some(self.address.port())).await;
     }
 }
 

@@ -21,6 +21,7 @@ pub mod process;
 pub mod register;
 pub mod rig;
 pub mod sample;
+pub mod seen;
 pub mod service;
 pub mod snapshot;
 pub mod soak;

@@ -1,40 +1,23 @@
 //! Origins: what stands behind Waypost, well-behaved or not, and remembers what it was asked.
 
-use std::{
-    fmt, fs,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinHandle,
-    time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     http::{Message, Wire},
-    waypost::{DEADLINE, eventually},
+    seen::Seen,
 };
-
-const PAUSE: Duration = Duration::from_millis(2);
-
-// The states in which a FIN of ours is not acknowledged, as /proc/net/tcp tells them.
-const FIN_WAIT_1: &str = "04";
-const LAST_ACK: &str = "09";
-const CLOSING: &str = "0B";
 
 /// A listening origin; it ends with its owner.
 pub struct Origin {
     place: Place,
-    seen: Arc<Seen>,
+    seen: Arc<Seen<Message>>,
     task: JoinHandle<()>,
 }
 
@@ -43,20 +26,12 @@ enum Place {
     Unix(PathBuf),
 }
 
-/// What an origin was sent.
-#[derive(Default)]
-pub struct Seen {
-    connections: AtomicUsize,
-    closed: AtomicUsize,
-    requests: Mutex<Vec<Message>>,
-}
-
 /// One connection to an origin.
 pub struct Served {
     pub wire: Wire,
     /// Counted from 1.
     pub connection: usize,
-    seen: Arc<Seen>,
+    seen: Arc<Seen<Message>>,
 }
 
 impl Served {
@@ -69,7 +44,7 @@ impl Served {
 
     /// Remembers what was read by other means.
     pub fn note(&self, request: Message) {
-        self.seen.requests.lock().unwrap().push(request);
+        self.seen.note(request);
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
@@ -96,7 +71,7 @@ impl Drop for Served {
             &mut self.wire,
             Wire::over(tokio::io::empty()),
         ));
-        self.seen.closed.fetch_add(1, Ordering::SeqCst);
+        self.seen.connection_ended();
     }
 }
 
@@ -118,7 +93,7 @@ impl Origin {
     {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let place = Place::Tcp(listener.local_addr().expect("bound"));
-        let seen = Arc::<Seen>::default();
+        let seen = Arc::<Seen<Message>>::default();
         let task = tokio::spawn({
             let seen = seen.clone();
             async move {
@@ -139,7 +114,7 @@ impl Origin {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let place = Place::Tcp(listener.local_addr().expect("bound"));
-        let seen = Arc::<Seen>::default();
+        let seen = Arc::<Seen<Message>>::default();
         let task = tokio::spawn({
             let (seen, acceptor) = (seen.clone(), TlsAcceptor::from(config));
             let script = Arc::new(script);
@@ -164,7 +139,7 @@ impl Origin {
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = UnixListener::bind(&path).expect("a free path");
-        let seen = Arc::<Seen>::default();
+        let seen = Arc::<Seen<Message>>::default();
         let task = tokio::spawn({
             let seen = seen.clone();
             async move {
@@ -194,6 +169,22 @@ impl Origin {
         .await
     }
 
+    /// Answers a connection's first request with these bytes once it has the head, and then reads on to the end.
+    pub async fn refusing_early(response: &'static str) -> Self {
+        Self::run(move |mut served| async move {
+            let Ok(head) = served.wire.head().await else {
+                return;
+            };
+            served.note(Message {
+                head,
+                ..Message::default()
+            });
+            served.send(response).await;
+            served.wire.take_rest().await;
+        })
+        .await
+    }
+
     /// Says its name, whatever it is asked.
     pub async fn named(name: &str) -> Self {
         let length = name.len();
@@ -219,58 +210,31 @@ impl Origin {
 
     /// Connections so far.
     pub fn connections(&self) -> usize {
-        self.seen.connections.load(Ordering::SeqCst)
+        self.seen.connections()
     }
 
     /// Requests so far.
     pub fn requests(&self) -> Vec<Message> {
-        self.seen.requests.lock().unwrap().clone()
+        self.seen.requests()
     }
 
     /// The latest request.
     pub fn latest(&self) -> Message {
-        self.requests().pop().expect("it was asked")
+        self.seen.latest()
     }
 
     /// Waits until it has this many requests.
     pub async fn asked(&self, count: usize) {
-        eventually("the origin is asked", async || {
-            self.requests().len() >= count
-        })
-        .await;
+        self.seen.asked(count).await;
     }
 
     /// Waits until so many connections were closed, by it or by Waypost, and Waypost's kernel was told so.
     pub async fn closed(&self, count: usize) {
-        let closed = || self.seen.closed.load(Ordering::SeqCst);
-        let all = async {
-            while closed() < count || self.has_fins_under_way() {
-                sleep(PAUSE).await;
-            }
+        let port = match self.place {
+            Place::Tcp(address) => Some(address.port()),
+            Place::Unix(_) => None,
         };
-        let waited = timeout(DEADLINE, all).await;
-        assert!(
-            waited.is_ok(),
-            "{count} connections to be closed, {} are",
-            closed()
-        );
-    }
-}
-
-impl Origin {
-    /// Whether the end of a connection that is closed here is yet to arrive. A kernel that is short of TCP memory leaves
-    /// a FIN for the next retransmission (`tcp_send_fin`), 200 ms later.
-    fn has_fins_under_way(&self) -> bool {
-        let Place::Tcp(address) = &self.place else {
-            return false;
-        };
-        let sockets = fs::read_to_string("/proc/net/tcp").expect("Linux");
-        let port = format!(":{:04X}", address.port());
-        sockets.lines().skip(1).any(|socket| {
-            let mut columns = socket.split_ascii_whitespace().skip(1);
-            let is_ours = columns.next().is_some_and(|local| local.ends_with(&port));
-            is_ours && matches!(columns.nth(1), Some(FIN_WAIT_1 | LAST_ACK | CLOSING))
-        })
+        self.seen.closed(count, port).await;
     }
 }
 
@@ -293,10 +257,10 @@ impl Drop for Origin {
     }
 }
 
-fn served(wire: Wire, seen: &Arc<Seen>) -> Served {
+fn served(wire: Wire, seen: &Arc<Seen<Message>>) -> Served {
     Served {
         wire,
-        connection: seen.connections.fetch_add(1, Ordering::SeqCst) + 1,
+        connection: seen.connection_began(),
         seen: seen.clone(),
     }
 }
