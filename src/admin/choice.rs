@@ -97,7 +97,7 @@ impl<'r> Choice<'r> {
         let (among, mut candidates) = chosen.unwrap_or((Among::All, Vec::new()));
         let room = Room::of(route, &candidates);
         if matches!(room, Room::Free) {
-            candidates.retain(|member| !is_full(member));
+            candidates.retain(|member| !member.is_full());
         }
         let is_out = |member: &Member| !candidates.iter().any(|other| std::ptr::eq(*other, member));
         let is_denied = |member: &&&Member| is_denied(member, &context.deny);
@@ -200,7 +200,7 @@ impl Room {
                 let (running, most) = (limit.running(), limit.most());
                 format!("{running} of {most} requests run in the route")
             }
-            None if candidates.is_empty() || !candidates.iter().all(|member| is_full(member)) => {
+            None if candidates.is_empty() || !candidates.iter().all(|member| member.is_full()) => {
                 return Self::Free;
             }
             None => match candidates.len() {
@@ -216,10 +216,6 @@ impl Room {
             (queued, most) => Self::Waits(format!("{why} ({queued} of {most} wait already)")),
         }
     }
-}
-
-fn is_full(member: &Member) -> bool {
-    member.limit.as_ref().is_some_and(|limit| limit.is_full())
 }
 
 #[cfg(test)]

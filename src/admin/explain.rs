@@ -53,7 +53,7 @@ impl Request {
 fn ties(route: &Route, candidates: usize, context: &Context) -> String {
     let mut words = String::new();
     let settings = &route.settings;
-    if candidates > 1 && settings.balance.unwrap_or(context.balance) == Balance::Hash {
+    if candidates > 1 && context.balance(route) == Balance::Hash {
         words += &format!("; by the hash of {}", settings.hash_on);
     }
     if let Some(sticky) = &settings.sticky {

@@ -23,6 +23,13 @@ pub(super) struct Context {
     pub(super) loads: Arc<Loads>,
 }
 
+impl Context {
+    /// How this route balances.
+    pub(super) fn balance(&self, route: &Route) -> Balance {
+        route.settings.balance.unwrap_or(self.balance)
+    }
+}
+
 /// A route with its members.
 #[derive(Serialize)]
 pub(super) struct RouteView {
@@ -50,7 +57,7 @@ impl RouteView {
             name: route.name.clone(),
             host: route.host.to_string(),
             path_prefix: route.prefix.as_str().to_owned(),
-            balance: route.settings.balance.unwrap_or(context.balance),
+            balance: context.balance(route),
             settings_key: settings_key.map(|in_force| in_force.version.key.clone()),
             settings_mod_revision: settings_key.map(|in_force| in_force.version.mod_revision),
             running: running.map(|limit| limit.running()),
@@ -161,7 +168,7 @@ impl MemberView {
 
 fn slow_start_percent(member: &Member, route: &Route, context: &Context) -> Option<u64> {
     let over = route.settings.slow_start?;
-    let balance = route.settings.balance.unwrap_or(context.balance);
+    let balance = context.balance(route);
     // By a hash requests go where they must.
     let is_starting = balance != Balance::Hash && member.is_usable();
     is_starting

@@ -68,18 +68,15 @@ impl Journey<'_> {
         record: &mut RequestRecord,
     ) -> Result<usize, Nobody> {
         let of_route = limits.requests.as_ref();
-        let is_route_full = of_route.is_some_and(|limit| limit.is_full());
+        let is_route_full = || of_route.is_some_and(|limit| limit.is_full());
+        let is_in_route = record.permits.are_in_route();
         // Whoever waits was there before; but of no use is room at a member to who has no place in a full route.
-        let yields = asker == Asker::Newcomer && !(is_route_full && record.permits.are_in_route());
-        if yields
-            && of_route.is_some()
-            && !record.permits.are_in_route()
-            && limits.queue.has_unbound()
-        {
+        let yields = asker == Asker::Newcomer && !(is_in_route && is_route_full());
+        if yields && of_route.is_some() && !is_in_route && limits.queue.has_unbound() {
             return Err(Nobody::Full);
         }
         for _ in 0..MAX_CONTESTS {
-            if of_route.is_some_and(|limit| limit.is_full()) && !record.permits.are_in_route() {
+            if !is_in_route && is_route_full() {
                 return Err(Nobody::Full);
             }
             let ask = self.ask(&tries.members);

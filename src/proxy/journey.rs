@@ -8,7 +8,7 @@ use super::{
     Proxy,
     affinity::{Affinity, Asker},
     answer::Answer,
-    attempt::{Failed, From},
+    attempt::Failed,
     client::Client,
     discard::discard,
     error::Failure,
@@ -85,7 +85,7 @@ impl Journey<'_> {
         let deadline = self.proxy.sweep.deadline();
         loop {
             let (index, from) = match self.at_once(&trip, record) {
-                Some(place) => place,
+                Some(index) => (index, trip.tries.from()),
                 // Boxed: most requests carry the room for it in vain.
                 None => {
                     record.waits();
@@ -95,11 +95,6 @@ impl Journey<'_> {
                         Err(NoPlace::Moved(route)) => return Err(self.reroute(route, trip)),
                     }
                 }
-            };
-            let from = if from == From::Pool {
-                trip.tries.from()
-            } else {
-                from
             };
             let upstream = &self.route.members[index].upstream;
             record.send(index, upstream);
@@ -152,10 +147,10 @@ impl Journey<'_> {
     }
 
     /// A place for the first attempt, if there is one without a wait.
-    fn at_once(&self, trip: &Trip, record: &mut RequestRecord) -> Option<(usize, From)> {
+    fn at_once(&self, trip: &Trip, record: &mut RequestRecord) -> Option<usize> {
         match trip.setback {
             Some(_) => None,
-            None => Some((self.claim(&trip.tries, record).ok()?, From::Pool)),
+            None => self.claim(&trip.tries, record).ok(),
         }
     }
 

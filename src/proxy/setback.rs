@@ -132,7 +132,7 @@ impl Journey<'_> {
             return Ok(same);
         }
         let nobody = match self.claim(&trip.tries, record) {
-            Ok(index) => return Ok((index, From::Pool)),
+            Ok(index) => return Ok((index, trip.tries.from())),
             Err(nobody) => nobody,
         };
         if again == Again::OtherOrSame
@@ -143,7 +143,7 @@ impl Journey<'_> {
         match nobody {
             Nobody::Full => {
                 let index = self.wait(&mut trip.patience, &trip.tries, record).await?;
-                Ok((index, From::Pool))
+                Ok((index, trip.tries.from()))
             }
             nobody => Err(Unclaimed::Failed(self.nobody(nobody))),
         }

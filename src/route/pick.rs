@@ -47,9 +47,9 @@ pub enum Nobody {
 
 impl Route {
     /// The member to send a request to, by index: none that was tried, the one the client sticks to if it can take it
-    /// (while that is full, nobody else), a backup only if no other can, and one that is out, or whose name has no address yet, only if there is nobody
-    /// else. While the route [panics](Self::panics) a first attempt goes to any that serves, in or out; a further one
-    /// to somebody who is in, if anybody is.
+    /// (while that is full, nobody else), a backup only if no other can, and one that is out, or whose name has no address
+    /// yet, only if there is nobody else. While the route [panics](Self::panics) a first attempt goes to any that serves,
+    /// in or out; a further one to somebody who is in, if anybody is.
     ///
     /// # Errors
     /// Why nobody gets it.
@@ -192,6 +192,11 @@ impl Member {
     /// Whether clients that it had may stick to it, as far as its key says.
     pub fn keeps_clients(&self) -> bool {
         self.weight > 0 && !self.is_alias
+    }
+
+    /// Whether so many requests run at it as may.
+    pub fn is_full(&self) -> bool {
+        self.limit.as_ref().is_some_and(|limit| limit.is_full())
     }
 
     /// Whether there is an address to dial.

@@ -82,7 +82,7 @@ pub(super) struct Driver {
 impl Driver {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         let polled = Pin::new(&mut self.connection).poll(cx);
-        if self.watch.has_crumbs() {
+        if self.watch.take_crumbs() {
             self.responses.gather();
         }
         polled

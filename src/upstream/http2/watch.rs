@@ -55,10 +55,10 @@ impl Watch {
         self.reads.get()
     }
 
-    /// Whether so many small DATA frames came since it last said so that they should be [gathered].
+    /// Whether so many small DATA frames came since it last said so that they should be [gathered]; the count begins anew.
     ///
     /// [gathered]: super::incoming::Responses::gather
-    pub(super) fn has_crumbs(&self) -> bool {
+    pub(super) fn take_crumbs(&self) -> bool {
         let many = self.crumbs.get() >= MANY_CRUMBS;
         if many {
             self.crumbs.set(0);
