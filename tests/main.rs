@@ -82,3 +82,4 @@ mod upstream_pools;
 mod upstream_state;
 mod upstream_tls;
 mod websockets;
+mod websockets_foreign;

@@ -331,24 +331,57 @@ async fn a_drain_by_delete_waits_for_its_sockets_to_end() {
     );
 }
 
+/// Each has carried a message, so that what a busy one takes and an idle one keeps is in the figure.
 #[tokio::test]
-async fn idle_sockets_cost_little_memory() {
-    const COUNT: usize = 400;
-    let waypost = Waypost::builder().start().await;
-    let echo = Echo::start().await;
-    waypost.put("a.test", &echo, "").await;
-    let mut sockets = Vec::new();
-    let mut open = async |count| {
-        for _ in 0..count {
-            let mut socket = Socket::open(waypost.address(), "a.test").await;
-            socket.echo(&"once".repeat(1_000)).await;
-            sockets.push(socket);
-        }
-        waypost.memory().0
+async fn a_thousand_idle_sockets_cost_little_memory() {
+    const COUNT: usize = 1_000;
+    allow_many_files();
+    let authority = Authority::new();
+    let pair = authority.server(&["a.test"]);
+    let connector = TlsConnector::from(authority.client_config(&["http/1.1"]));
+    for (scheme, most) in [("http", 16 << 10), ("https", 24 << 10)] {
+        let listener = match scheme {
+            "http" => "http://127.0.0.1:0".to_owned(),
+            _ => format!("https://127.0.0.1:0?{}", pair.query()),
+        };
+        let waypost = Waypost::builder().listen(&listener).start().await;
+        let echo = Echo::start().await;
+        waypost.put("a.test", &echo, "").await;
+        let mut sockets = Vec::new();
+        let mut open = async |count| {
+            for _ in 0..count {
+                let stream = TcpStream::connect(waypost.address()).await.unwrap();
+                let name = ServerName::try_from("a.test").unwrap();
+                let wire = match scheme {
+                    "http" => Wire::tcp(stream),
+                    _ => Wire::over(connector.connect(name, stream).await.unwrap()),
+                };
+                let mut client = opened(wire).await;
+                client
+                    .send([&b"\x82\xfe\x0f\xa0\0\0\0\0"[..], &[7; 4_000]].concat())
+                    .await;
+                let echoed = client.take(4_004).await.unwrap();
+                assert_eq!(echoed[..5], *b"\x82\x7e\x0f\xa0\x07");
+                sockets.push(client);
+            }
+            waypost.memory().0
+        };
+        let before = open(100).await;
+        let each = open(COUNT).await.saturating_sub(before) / COUNT;
+        println!("{scheme}: {each} bytes each");
+        assert!(each < most, "{scheme}: {each} bytes each");
+    }
+}
+
+/// As many as the hard limit has room for: a client's and an upstream's end of each socket are ours.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
     };
-    let before = open(100).await;
-    let each = open(COUNT).await.saturating_sub(before) / COUNT;
-    assert!(each < 16 << 10, "{each} bytes each");
+    setrlimit(Resource::Nofile, raised).expect("up to the hard limit anybody may");
 }
 
 fn draining_within(drain_timeout: &str) -> Builder {

@@ -7,6 +7,7 @@ pub mod deaf_link;
 pub mod etcd;
 pub mod fleet;
 pub mod follower;
+pub mod foreign;
 pub mod front;
 pub mod gated;
 pub mod h2_client;
