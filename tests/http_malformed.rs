@@ -81,7 +81,7 @@ async fn malformed_requests_are_400_or_one_canonical_request() {
         ("G@T / HTTP/1.1\r\nHost: a.test\r\n\r\n".to_owned(), 400),
         (
             "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n".to_owned(),
-            405,
+            501,
         ),
     ] {
         let before = origin.requests().len();

@@ -54,6 +54,7 @@ mod http_limits;
 mod http_malformed;
 mod http_retry;
 mod http_streaming;
+mod http_targets;
 mod http_tls;
 mod http_upgrade;
 mod keys_live;

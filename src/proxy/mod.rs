@@ -334,7 +334,7 @@ fn redirect(target: &Target<'_>) -> Result<Response<ResponseBody>, Failure> {
     if target.host.is_empty() {
         return Err(Failure::malformed("no Host to redirect to"));
     }
-    let location = format!("https://{}{}", target.host, target.path_and_query);
+    let location = format!("https://{}{}{}", target.host, target.path, target.query);
     let location = HeaderValue::try_from(location)
         .map_err(|_| Failure::malformed("malformed request target"))?;
     let mut response = Response::new(ResponseBody::empty());
@@ -345,14 +345,14 @@ fn redirect(target: &Target<'_>) -> Result<Response<ResponseBody>, Failure> {
 
 /// The path to ask the upstream for: strip, then add.
 fn rewritten<'r>(route: &'r Route, target: &Target<'r>) -> Result<headers::Path<'r>, Failure> {
-    let query = &target.path_and_query[target
-        .path_and_query
-        .find('?')
-        .unwrap_or(target.path_and_query.len())..];
     let (added, rest) = route.forwarded_path(target.path).ok_or_else(|| {
         Failure::malformed(
             "the path is spelled so that its prefix cannot be stripped without changing the rest",
         )
     })?;
-    Ok(headers::Path { added, rest, query })
+    Ok(headers::Path {
+        added,
+        rest,
+        query: target.query,
+    })
 }

@@ -11,6 +11,8 @@ use std::{
 
 /// Longest host we take: 253 octets are what DNS can carry.
 const MAX_HOST: usize = 253;
+/// Longest label of it (RFC 1035 section 2.3.4).
+const MAX_LABEL: usize = 63;
 
 /// Which hosts a route serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,7 +130,7 @@ fn host_name(name: &str, whole: &str) -> Result<String, BadPattern> {
         if label.is_empty() {
             return Err(BadPattern::EmptyLabel(whole.to_owned()));
         }
-        if label.len() > 63 {
+        if label.len() > MAX_LABEL {
             return Err(BadPattern::TooLong(whole.to_owned()));
         }
         if !label.bytes().all(|byte| CLASS[usize::from(byte)] == PLAIN) {
@@ -178,6 +180,7 @@ pub fn canonical(authority: &[u8]) -> Result<Cow<'_, str>, BadHost> {
         return canonical_ipv6(authority);
     }
     let mut end = authority.len();
+    let mut label = 0;
     let mut has_upper = false;
     // The start counts as a dot: neither may be followed by one.
     let mut previous = DOT;
@@ -186,7 +189,7 @@ pub fn canonical(authority: &[u8]) -> Result<Cow<'_, str>, BadHost> {
         match class {
             PLAIN => {}
             UPPER => has_upper = true,
-            DOT if previous != DOT => {}
+            DOT if previous != DOT && index - label <= MAX_LABEL => label = index + 1,
             COLON => {
                 check_port(&authority[index + 1..])?;
                 end = index;
@@ -199,7 +202,8 @@ pub fn canonical(authority: &[u8]) -> Result<Cow<'_, str>, BadHost> {
     if previous == DOT && end > 0 {
         end -= 1;
     }
-    if end == 0 || end > MAX_HOST {
+    // With the dot that ends it taken off, the last label is empty, and was looked at.
+    if end == 0 || end > MAX_HOST || end.saturating_sub(label) > MAX_LABEL {
         return Err(BadHost);
     }
     let host = std::str::from_utf8(&authority[..end]).map_err(|_| BadHost)?;
@@ -373,6 +377,19 @@ mod tests {
             assert_eq!(canonical(authority.as_bytes()), Err(BadHost), "{authority}");
         }
         assert_eq!(canonical(b"a\xff"), Err(BadHost));
-        assert_eq!(canonical("a".repeat(254).as_bytes()), Err(BadHost));
+        let (label, longer) = ("a".repeat(63), "a".repeat(64));
+        for long in [
+            [&*label; 4].join("."),
+            format!("{longer}.test"),
+            format!("a.{longer}"),
+            format!("{longer}.:80"),
+        ] {
+            assert_eq!(canonical(long.as_bytes()), Err(BadHost), "{long}");
+        }
+        let long = [&*label, &label, &label, &label[..61]].join(".");
+        assert_eq!(
+            canonical(format!("{long}.:80").as_bytes()),
+            Ok(Cow::Borrowed(&*long))
+        );
     }
 }

@@ -12,6 +12,7 @@ pub mod front;
 pub mod gated;
 pub mod h2_client;
 pub mod h2_origin;
+pub mod h2_raw;
 pub mod http;
 pub mod link;
 pub mod load;
