@@ -303,12 +303,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::config::{ServeArgs, values};
+    use crate::config::{ServeArgs, listener};
 
     fn config(hosts_dir: &Path) -> Config {
         let mut args = ServeArgs::default();
         args.hosts_dir = Some(hosts_dir.to_owned());
-        args.listen = vec![values::listener("http://127.0.0.1:0").unwrap()];
+        args.listen = vec![listener::parse("http://127.0.0.1:0").unwrap()];
         args.admin = ([127, 0, 0, 1], 0).into();
         args.workers = Some(1);
         args.drain_delay = Duration::ZERO;

@@ -11,7 +11,7 @@ use tokio::time;
 use self::{store::Store, upstreams::Upstreams};
 use super::serve;
 use crate::{
-    config::{Config, ListenerConfig, ServeArgs, values},
+    config::{Config, ListenerConfig, ServeArgs, listener, values},
     server::{End, Server, Signal},
     telemetry::logging,
 };
@@ -44,7 +44,7 @@ pub struct Demo {
         long,
         value_name = "URL",
         default_value = "http://127.0.0.1:3000",
-        value_parser = values::listener
+        value_parser = listener::parse
     )]
     listen: ListenerConfig,
     /// Where the admin API and the status page are

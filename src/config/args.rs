@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use clap::{FromArgMatches, builder::RangedU64ValueParser};
 
 use super::{
-    Config, EtcdArgs, ListenerConfig, LogFormat, SourceConfig, Usage, etcd, file,
+    Config, EtcdArgs, ListenerConfig, LogFormat, SourceConfig, Usage, etcd, file, listener,
     values::{self, AccessLogChoice, Networks},
 };
 use crate::{route::settings::Balance, telemetry::logging};
@@ -27,7 +27,7 @@ pub struct ServeArgs {
         value_name = "URL",
         value_delimiter = ',',
         default_value = "http://0.0.0.0:3000",
-        value_parser = values::listener
+        value_parser = listener::parse
     )]
     pub listen: Vec<ListenerConfig>,
     /// Directory of certificates NAME.crt with NAME.key, chosen by SNI for every https listener, reloaded on change

@@ -3,6 +3,7 @@
 mod args;
 pub mod etcd;
 mod file;
+pub mod listener;
 pub mod small_file;
 pub mod values;
 

@@ -27,7 +27,7 @@ fn the_defaults_are_those_of_the_manual() {
     let config = config(&[]).unwrap();
     assert_eq!(
         config.listeners,
-        [values::listener("http://0.0.0.0:3000").unwrap()]
+        [listener::parse("http://0.0.0.0:3000").unwrap()]
     );
     assert_eq!(config.prefix, "/hosts/");
     assert_eq!(config.admin, "127.0.0.1:9900".parse().unwrap());

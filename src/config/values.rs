@@ -3,9 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
-use percent_encoding::percent_decode_str;
 
-use super::{AccessLogConfig, AccessLogFormat, CertificateFiles, ListenerConfig, ListenerTls};
+use super::{AccessLogConfig, AccessLogFormat};
 use crate::route::settings::Balance;
 
 /// Longest time a flag takes. Far beyond any use, and no clock overflows when it is added to.
@@ -19,59 +18,12 @@ pub struct Networks(pub Vec<IpNet>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLogChoice(pub Option<AccessLogConfig>);
 
-/// `http://ADDRESS:PORT` or `https://ADDRESS:PORT?cert=FILE&key=FILE`.
-pub fn listener(text: &str) -> Result<ListenerConfig, String> {
-    let (scheme, rest) = text
-        .split_once("://")
-        .ok_or("it must start with http:// or https://, as in http://0.0.0.0:3000")?;
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    if !path.is_empty() {
-        return Err(format!("a listener has no path: leave out /{path}"));
-    }
-    let (default_port, mut tls) = match scheme {
-        "http" => (80, None),
-        "https" => (443, Some(ListenerTls::default())),
-        _ => return Err(format!("{scheme}:// is neither http:// nor https://")),
-    };
-    let address = socket_address(authority, Some(default_port))?;
-    let (mut certificate, mut key) = (None, None);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let file = match name {
-            "cert" => &mut certificate,
-            "key" => &mut key,
-            "proxy_protocol" => return Err("proxy_protocol is not supported yet".into()),
-            _ => return Err(format!("unknown option {name}: there are cert and key")),
-        };
-        let value = percent_decode_str(value)
-            .decode_utf8()
-            .map_err(|_| format!("{name} is not UTF-8"))?;
-        if value.is_empty() {
-            return Err(format!("{name} names no file"));
-        }
-        if file.replace(PathBuf::from(&*value)).is_some() {
-            return Err(format!("{name} is given twice"));
-        }
-    }
-    match (certificate, key, &mut tls) {
-        (None, None, _) => {}
-        (_, _, None) => return Err("cert and key need https://".into()),
-        (Some(certificate), Some(key), Some(tls)) => {
-            tls.certificate = Some(CertificateFiles { certificate, key });
-        }
-        (Some(_), None, _) => return Err("cert needs its private key: add &key=FILE".into()),
-        (None, Some(_), _) => return Err("key needs its certificate: add &cert=FILE".into()),
-    }
-    Ok(ListenerConfig { address, tls })
-}
-
 /// `ADDRESS:PORT`, `[IPV6]:PORT`, or `localhost` for the address.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     socket_address(text, None)
 }
 
-fn socket_address(text: &str, default_port: Option<u16>) -> Result<SocketAddr, String> {
+pub(super) fn socket_address(text: &str, default_port: Option<u16>) -> Result<SocketAddr, String> {
     // The last colon outside of brackets is the port's.
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -174,70 +126,6 @@ pub fn not_yet(_text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listeners_are_parsed() {
-        let files = |certificate: &str, key: &str| ListenerTls {
-            certificate: Some(CertificateFiles {
-                certificate: certificate.into(),
-                key: key.into(),
-            }),
-        };
-        let cases = [
-            ("http://0.0.0.0:3000", "0.0.0.0:3000", None),
-            ("http://0.0.0.0:3000/", "0.0.0.0:3000", None),
-            ("http://[::]:80", "[::]:80", None),
-            ("http://[::1]", "[::1]:80", None),
-            ("http://localhost:3000", "127.0.0.1:3000", None),
-            ("http://127.0.0.1:0", "127.0.0.1:0", None),
-            (
-                "https://10.0.0.1",
-                "10.0.0.1:443",
-                Some(ListenerTls::default()),
-            ),
-            (
-                "https://0.0.0.0:443?cert=/a%20b/c.pem&key=k.pem",
-                "0.0.0.0:443",
-                Some(files("/a b/c.pem", "k.pem")),
-            ),
-        ];
-        for (text, address, tls) in cases {
-            let address = address.parse().unwrap();
-            assert_eq!(
-                listener(text),
-                Ok(ListenerConfig { address, tls }),
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn bad_listeners_are_refused_with_what_to_do() {
-        for (text, message) in [
-            ("0.0.0.0:3000", "must start with http://"),
-            ("ftp://0.0.0.0:3000", "ftp://"),
-            ("http://0.0.0.0:99999", "99999"),
-            ("http://0.0.0.0:", "port"),
-            ("http://:3000", "not an IP address"),
-            ("http://example.com:3000", "example.com"),
-            ("http://[::1:80", "not an IP address"),
-            ("http://::1:80", "not an IP address"),
-            ("http://0.0.0.0:80/x", "no path"),
-            ("http://0.0.0.0:80?cert=a&key=b", "need https://"),
-            ("https://0.0.0.0:443?cert=a", "add &key="),
-            ("https://0.0.0.0:443?key=a", "add &cert="),
-            ("https://0.0.0.0:443?cert=&key=b", "cert names no file"),
-            ("https://0.0.0.0:443?cert=a&cert=b&key=c", "twice"),
-            (
-                "https://0.0.0.0:443?proxy_protocol=true",
-                "not supported yet",
-            ),
-            ("https://0.0.0.0:443?certs=a", "unknown option certs"),
-        ] {
-            let error = listener(text).expect_err(text);
-            assert!(error.contains(message), "{text}: {error}");
-        }
-    }
 
     #[test]
     fn an_address_needs_a_port() {
