@@ -65,6 +65,7 @@ mod limits_http2;
 mod limits_queue;
 mod limits_upstream;
 mod outputs;
+mod proxy_protocol;
 mod put_delete;
 mod register;
 mod register_command;

@@ -20,7 +20,7 @@ pub struct ServeArgs {
     /// TOML file with the names of these flags as keys; flags and environment beat it
     #[arg(long, env = "WAYPOST_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where to accept: http://0.0.0.0:3000, https://0.0.0.0:443?cert=FILE&key=FILE; repeat it or separate with commas
+    /// Where to accept: http://0.0.0.0:3000, https://0.0.0.0:443?cert=FILE&key=FILE, &proxy_protocol=true; repeat it or separate with commas
     #[arg(
         long,
         env = "WAYPOST_LISTEN",
@@ -68,7 +68,7 @@ pub struct ServeArgs {
         value_parser = values::address
     )]
     pub admin: SocketAddr,
-    /// Networks whose X-Forwarded-* is believed
+    /// Networks whose X-Forwarded-* and PROXY headers are believed
     #[arg(
         long,
         env = "WAYPOST_TRUSTED_PROXIES",
@@ -187,6 +187,7 @@ impl ServeArgs {
             }
         };
         check_listeners(&self.listen, self.tls_dir.is_some())?;
+        check_proxy_protocol(&self.listen, &self.trusted_proxies)?;
         if let Some(directory) = &self.tls_dir {
             ensure_directory("--tls-dir", directory)?;
         }
@@ -252,6 +253,19 @@ fn check_listeners(listeners: &[ListenerConfig], tls_dir: bool) -> anyhow::Resul
         }
     }
     Ok(())
+}
+
+/// A header that nobody may send would refuse every connection; one that anybody may send would lend any address.
+fn check_proxy_protocol(listeners: &[ListenerConfig], trusted: &Networks) -> anyhow::Result<()> {
+    let listener = listeners.iter().find(|listener| listener.proxy_protocol);
+    match listener.filter(|_| trusted.0.is_empty()) {
+        None => Ok(()),
+        Some(listener) => Err(Usage::error(&format!(
+            "--listen with proxy_protocol=true on {} needs --trusted-proxies: give it the networks of the load \
+             balancers that connect there, such as --trusted-proxies 10.0.0.0/8",
+            listener.address
+        ))),
+    }
 }
 
 fn ensure_directory(flag: &str, path: &std::path::Path) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{CertificateFiles, ListenerConfig, ListenerTls, values::socket_address};
 
-/// `http://ADDRESS:PORT` or `https://ADDRESS:PORT?cert=FILE&key=FILE`.
+/// `http://ADDRESS:PORT` or `https://ADDRESS:PORT?cert=FILE&key=FILE`, with `proxy_protocol=true` or without.
 pub fn parse(text: &str) -> Result<ListenerConfig, String> {
     let (scheme, rest) = text
         .split_once("://")
@@ -22,35 +22,74 @@ pub fn parse(text: &str) -> Result<ListenerConfig, String> {
         _ => return Err(format!("{scheme}:// is neither http:// nor https://")),
     };
     let address = socket_address(authority, Some(default_port))?;
-    let (mut certificate, mut key) = (None, None);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let file = match name {
-            "cert" => &mut certificate,
-            "key" => &mut key,
-            "proxy_protocol" => return Err("proxy_protocol is not supported yet".into()),
-            _ => return Err(format!("unknown option {name}: there are cert and key")),
-        };
-        let value = percent_decode_str(value)
-            .decode_utf8()
-            .map_err(|_| format!("{name} is not UTF-8"))?;
-        if value.is_empty() {
-            return Err(format!("{name} names no file"));
+    let mut options = Options::read(query)?;
+    let certificate = match (options.file("cert")?, options.file("key")?) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+        (Some(_), None) => return Err("cert needs its private key: add &key=FILE".into()),
+        (None, Some(_)) => return Err("key needs its certificate: add &cert=FILE".into()),
+    };
+    let proxy_protocol = options.switch("proxy_protocol")?;
+    options.none_left()?;
+    match &mut tls {
+        Some(tls) => tls.certificate = certificate,
+        None if certificate.is_some() => return Err("cert and key need https://".into()),
+        None => {}
+    }
+    Ok(ListenerConfig {
+        address,
+        tls,
+        proxy_protocol,
+    })
+}
+
+/// What stands behind the `?`; each option is taken out as it is read.
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn read(query: &str) -> Result<Self, String> {
+        let mut options: Vec<(String, String)> = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = percent_decode_str(value)
+                .decode_utf8()
+                .map_err(|_| format!("{name} is not UTF-8"))?;
+            if options.iter().any(|(other, _)| other == name) {
+                return Err(format!("{name} is given twice"));
+            }
+            options.push((name.to_owned(), value.into_owned()));
         }
-        if file.replace(PathBuf::from(&*value)).is_some() {
-            return Err(format!("{name} is given twice"));
+        Ok(Self(options))
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(other, _)| other == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn file(&mut self, name: &str) -> Result<Option<PathBuf>, String> {
+        match self.take(name) {
+            Some(file) if file.is_empty() => Err(format!("{name} names no file")),
+            file => Ok(file.map(PathBuf::from)),
         }
     }
-    match (certificate, key, &mut tls) {
-        (None, None, _) => {}
-        (_, _, None) => return Err("cert and key need https://".into()),
-        (Some(certificate), Some(key), Some(tls)) => {
-            tls.certificate = Some(CertificateFiles { certificate, key });
+
+    fn switch(&mut self, name: &str) -> Result<bool, String> {
+        match self.take(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(format!("{name} is true or false, not {other:?}")),
         }
-        (Some(_), None, _) => return Err("cert needs its private key: add &key=FILE".into()),
-        (None, Some(_), _) => return Err("key needs its certificate: add &cert=FILE".into()),
     }
-    Ok(ListenerConfig { address, tls })
+
+    fn none_left(&self) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((name, _)) => Err(format!(
+                "unknown option {name}: there are cert, key and proxy_protocol"
+            )),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -84,12 +123,20 @@ mod tests {
             ),
         ];
         for (text, address, tls) in cases {
-            let address = address.parse().unwrap();
-            assert_eq!(
-                parse(text),
-                Ok(ListenerConfig { address, tls }),
-                "{text}"
-            );
+            let expected = ListenerConfig {
+                address: address.parse().unwrap(),
+                tls,
+                proxy_protocol: false,
+            };
+            assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+        for (text, expected) in [
+            ("http://[::]:80?proxy_protocol=true", true),
+            ("http://[::]:80?proxy_protocol=false", false),
+            ("https://[::]?cert=a&proxy_protocol=true&key=b", true),
+        ] {
+            let proxy_protocol = parse(text).map(|listener| listener.proxy_protocol);
+            assert_eq!(proxy_protocol, Ok(expected), "{text}");
         }
     }
 
@@ -110,10 +157,8 @@ mod tests {
             ("https://0.0.0.0:443?key=a", "add &cert="),
             ("https://0.0.0.0:443?cert=&key=b", "cert names no file"),
             ("https://0.0.0.0:443?cert=a&cert=b&key=c", "twice"),
-            (
-                "https://0.0.0.0:443?proxy_protocol=true",
-                "not supported yet",
-            ),
+            ("http://0.0.0.0:80?proxy_protocol", "true or false"),
+            ("http://0.0.0.0:80?proxy_protocol=yes", "true or false"),
             ("https://0.0.0.0:443?certs=a", "unknown option certs"),
         ] {
             let error = parse(text).expect_err(text);

@@ -59,6 +59,8 @@ pub struct ListenerConfig {
     pub address: SocketAddr,
     /// `https`: serve TLS.
     pub tls: Option<ListenerTls>,
+    /// `proxy_protocol=true`: each connection begins with a PROXY header, of one of `--trusted-proxies`.
+    pub proxy_protocol: bool,
 }
 
 /// The TLS part of a listener. With neither pair, certificates come from `--tls-dir` alone.

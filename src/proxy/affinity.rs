@@ -84,10 +84,12 @@ impl Asker<'_> {
     fn key(&self, hash_on: &HashOn) -> Option<u64> {
         let headers = &self.request.headers;
         Some(match hash_on {
-            HashOn::ClientIp => match client_address(headers, self.address, self.trusted) {
-                IpAddr::V4(address) => XxHash3_64::oneshot(&address.octets()),
-                IpAddr::V6(address) => XxHash3_64::oneshot(&address.octets()),
-            },
+            HashOn::ClientIp => {
+                match client_address(headers, self.address, self.sender, self.trusted) {
+                    IpAddr::V4(address) => XxHash3_64::oneshot(&address.octets()),
+                    IpAddr::V6(address) => XxHash3_64::oneshot(&address.octets()),
+                }
+            }
             HashOn::Header(name) => XxHash3_64::oneshot(headers.get(name)?.as_bytes()),
             HashOn::Cookie(name) => XxHash3_64::oneshot(cookies::values(headers, name).next()?),
             HashOn::Path => XxHash3_64::oneshot(path::normalise(self.path).as_bytes()),

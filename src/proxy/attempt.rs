@@ -309,7 +309,7 @@ impl Journey<'_> {
             path: self.path,
             settings: &self.route.settings,
             upstream,
-            client: &self.client.address_text,
+            client: self.client.address_text(),
             sender: self.sender,
             scheme: self.scheme,
             length,

@@ -1,7 +1,7 @@
 //! One client connection as its requests see it: who it is, what it is doing, and what limits apply.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     task::{Context, Waker},
@@ -11,7 +11,11 @@ use std::{
 use bytes::BytesMut;
 use socket2::Socket;
 
-use super::{forwarded::address_text, record::RequestRecord, upgrade::Upgraded};
+use super::{
+    forwarded::{Sender, TrustedProxies, address_text},
+    record::RequestRecord,
+    upgrade::Upgraded,
+};
 use crate::sweep::{Sweep, Tick};
 
 /// What a connection is doing, for the limits that apply to it.
@@ -100,10 +104,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// What the stream, the requests on it, the sweep and the driver of one connection share.
 pub struct Client {
-    /// Who connected.
-    pub address: SocketAddr,
-    /// Its address without the port, as `X-Forwarded-For` says it.
-    pub address_text: Box<str>,
+    address: Cell<SocketAddr>,
+    address_text: OnceCell<Box<str>>,
+    is_somebody: Cell<bool>,
     /// Whether it speaks TLS.
     pub tls: bool,
     sweep: Rc<Sweep>,
@@ -131,8 +134,9 @@ impl Client {
     /// The state of a connection just accepted.
     pub fn new(address: SocketAddr, tls: bool, sweep: Rc<Sweep>) -> Rc<Self> {
         Rc::new(Self {
-            address,
-            address_text: address_text(address.ip()),
+            address: Cell::new(address),
+            address_text: OnceCell::new(),
+            is_somebody: Cell::new(false),
             tls,
             since: Cell::new(sweep.now()),
             accepted: sweep.now(),
@@ -154,6 +158,35 @@ impl Client {
             upgraded: RefCell::new(None),
             is_upgraded: Cell::new(false),
         })
+    }
+
+    /// Who connected: to us or, as a PROXY header says, to the load balancer in front.
+    pub fn address(&self) -> SocketAddr {
+        self.address.get()
+    }
+
+    /// Its address without the port, as `X-Forwarded-For` says it.
+    pub fn address_text(&self) -> &str {
+        let text = || address_text(self.address().ip());
+        self.address_text.get_or_init(text)
+    }
+
+    /// Who connected did so for a client that is here. To be said before its first request.
+    pub fn is_at(&self, address: SocketAddr) {
+        self.address.set(address);
+    }
+
+    /// Who connected did so for a client that it can't name.
+    pub fn is_somebody(&self) {
+        self.is_somebody.set(true);
+    }
+
+    /// Whether what its requests say of earlier hops counts. It is the client's word, whoever is in between.
+    pub fn sender(&self, trusted: &TrustedProxies) -> Sender {
+        match !self.is_somebody.get() && trusted.contains(self.address().ip()) {
+            true => Sender::Trusted,
+            false => Sender::Unknown,
+        }
     }
 
     /// The handshake is over; requests may come.

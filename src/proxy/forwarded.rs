@@ -73,8 +73,16 @@ pub fn forwarded_for<'a>(
 
 /// Who the client is: who connected or, behind trusted proxies, the last in `X-Forwarded-For` that is none of them. What
 /// is in front of an entry that is no address was written by somebody nobody vouches for.
-pub fn client_address(headers: &HeaderMap, connection: IpAddr, trusted: &TrustedProxies) -> IpAddr {
+pub fn client_address(
+    headers: &HeaderMap,
+    connection: IpAddr,
+    sender: Sender,
+    trusted: &TrustedProxies,
+) -> IpAddr {
     let mut client = connection.to_canonical();
+    if sender == Sender::Unknown {
+        return client;
+    }
     let lines = headers.get_all("x-forwarded-for").iter().rev();
     let mut hops = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
     while trusted.contains(client) {
@@ -277,8 +285,11 @@ mod tests {
                 let value = HeaderValue::from_bytes(line.as_bytes()).unwrap();
                 headers.append("x-forwarded-for", value);
             }
-            let client = client_address(&headers, connection.parse().unwrap(), &trusted);
+            let by = connection.parse().unwrap();
+            let client = client_address(&headers, by, Sender::Trusted, &trusted);
             assert_eq!(client.to_string(), *expected, "{lines:?} by {connection}");
+            let client = client_address(&headers, by, Sender::Unknown, &trusted);
+            assert_eq!(client, by.to_canonical(), "{lines:?} by a stranger");
         }
     }
 

@@ -158,7 +158,7 @@ impl Journey<'_> {
         Asker {
             request: self.request,
             path: self.target.path,
-            address: self.client.address.ip(),
+            address: self.client.address().ip(),
             trusted: &self.proxy.trusted,
             sender: self.sender,
             scheme: self.scheme,

@@ -44,7 +44,7 @@ use budget::RetryBudgets;
 use client::{Client, ClientLimits};
 use ejections::Ejections;
 use error::Failure;
-use forwarded::{Scheme, Sender, TrustedProxies, forwarded_proto};
+use forwarded::{Scheme, TrustedProxies, forwarded_proto};
 use in_flight::InFlight;
 use journey::{Journey, Stop, Trip};
 use record::RequestRecord;
@@ -180,10 +180,7 @@ impl Proxy {
         record.enter(route.clone());
         self.retry_budgets.count(&route);
 
-        let sender = match self.trusted.contains(client.address.ip()) {
-            true => Sender::Trusted,
-            false => Sender::Unknown,
-        };
+        let sender = client.sender(&self.trusted);
         let scheme = if client.tls {
             Scheme::Https
         } else {

@@ -232,7 +232,7 @@ impl Drop for RequestRecord {
         if let (Some(log), Some(line)) = (&self.proxy.access_log, &self.line) {
             log.write(&access_log::Record {
                 time: line.time,
-                client: self.client.address,
+                client: self.client.address(),
                 method: &line.method,
                 host: &line.host,
                 target: line.target.as_ref().map_or("", PathAndQuery::as_str),

@@ -88,7 +88,7 @@ where
     })
     .await;
     if let Some(closing) = &flow.closing {
-        debug!(client = %client.address, why = closing.why, ?end, "WebSocket ended");
+        debug!(client = %client.address(), why = closing.why, ?end, "WebSocket ended");
     }
     if let Some(record) = &mut record {
         record.response_bytes += flow.down.moved();

@@ -75,6 +75,9 @@ pub struct DataPlaneMetrics {
     pub queue_rejected: IntCounterVec,
     /// `waypost_limit_hits_total{limit}`: `header_timeout`, `idle_timeout`, `body_timeout`, `tls_handshake_timeout`, ...
     pub limit_hits: IntCounterVec,
+    /// `waypost_refused_connections_total{reason}`: client connections closed before a request: `untrusted_peer`,
+    /// `proxy_header`.
+    pub refused: IntCounterVec,
     /// `waypost_descriptor_shortages_total`: times a connection could not be opened or accepted at once, because the
     /// process had no file descriptor left.
     pub descriptor_shortages: IntCounter,
@@ -226,6 +229,12 @@ impl DataPlaneMetrics {
                 "waypost_limit_hits_total",
                 "Requests and connections ended by a limit.",
                 &["limit"],
+            ),
+            refused: counters(
+                registry,
+                "waypost_refused_connections_total",
+                "Client connections refused before a request, by reason.",
+                &["reason"],
             ),
             descriptor_shortages: counter(
                 registry,

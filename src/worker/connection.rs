@@ -5,7 +5,6 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
-    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -25,8 +24,10 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    Opening,
     io::{ClientIo, ClientStream},
-    tls::TlsStore,
+    proxy_protocol::{self, Origin},
+    refusals::{Refusal, Refusals},
 };
 use crate::proxy::{
     Proxy,
@@ -48,6 +49,7 @@ const LINGER_BYTES: usize = 1 << 20;
 pub struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
+    refusals: Refusals,
 }
 
 impl Default for Protocols {
@@ -66,7 +68,11 @@ impl Default for Protocols {
             .initial_connection_window_size(1024 * 1024)
             .max_header_list_size(64 * 1024)
             .max_send_buf_size(64 * 1024);
-        Self { http1, http2 }
+        Self {
+            http1,
+            http2,
+            refusals: Refusals::default(),
+        }
     }
 }
 
@@ -86,15 +92,18 @@ pub async fn serve(
     protocols: &Protocols,
     client: &Rc<Client>,
     stream: TcpStream,
-    tls: Option<Arc<TlsStore>>,
+    opening: Opening,
 ) {
     // Small answers must not wait for the acknowledgement of earlier ones.
     let _ = stream.set_nodelay(true);
-    let opened = until_expired(client, open(stream, tls)).await;
+    let opened = until_expired(client, open(proxy, client, stream, opening)).await;
     let (stream, replay, protocol) = match opened {
         Some(Ok(opened)) => opened,
-        Some(Err(error)) => {
-            return debug!(client = %client.address, %error, "connection not opened");
+        Some(Err(Closed::Refused(refusal))) => {
+            return protocols.refusals.note(proxy, client.address(), &refusal);
+        }
+        Some(Err(Closed::Broken(error))) => {
+            return debug!(client = %client.address(), %error, "connection not opened");
         }
         None => return count_limit(proxy, client),
     };
@@ -129,11 +138,30 @@ fn limit_name(expiry: Expiry) -> Option<&'static str> {
     }
 }
 
+/// Why a connection was not opened.
+enum Closed {
+    /// It ended or broke.
+    Broken(std::io::Error),
+    /// By us.
+    Refused(Refusal),
+}
+
+impl From<std::io::Error> for Closed {
+    fn from(error: std::io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
 async fn open(
-    stream: TcpStream,
-    tls: Option<Arc<TlsStore>>,
-) -> std::io::Result<(ClientStream, Bytes, Protocol)> {
-    match tls {
+    proxy: &Proxy,
+    client: &Client,
+    mut stream: TcpStream,
+    opening: Opening,
+) -> Result<(ClientStream, Bytes, Protocol), Closed> {
+    if opening.proxy_protocol {
+        introduce(proxy, client, &mut stream).await?;
+    }
+    match opening.tls {
         Some(store) => {
             let stream = store.accept(stream).await?;
             let protocol = match stream.get_ref().1.alpn_protocol() {
@@ -147,6 +175,27 @@ async fn open(
             Ok((ClientStream::Plain(stream), replay, protocol))
         }
     }
+}
+
+/// Learns from the PROXY header who the client is. Who may not send one is not read from: whatever it says, be it no
+/// header at all, would be taken for somebody else's word, or for a client that came round the load balancer.
+async fn introduce(proxy: &Proxy, client: &Client, stream: &mut TcpStream) -> Result<(), Closed> {
+    if !proxy.trusted.contains(client.address().ip()) {
+        return Err(Closed::Refused(Refusal::Peer));
+    }
+    let header = proxy_protocol::read(stream).await.map_err(|error| {
+        let refused = error.get_ref().and_then(|error| error.downcast_ref());
+        match refused {
+            Some(refused) => Closed::Refused(Refusal::Header(*refused)),
+            None => Closed::Broken(error),
+        }
+    })?;
+    match header.origin {
+        Origin::Local => {}
+        Origin::Unknown => client.is_somebody(),
+        Origin::Client { source, .. } => client.is_at(source),
+    }
+    Ok(())
 }
 
 /// Reads as much as it takes to tell the HTTP/2 preface from anything else.
@@ -209,7 +258,7 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
             }
         }
         Some(Err(error)) => {
-            debug!(client = %client.address, %error, "connection ended");
+            debug!(client = %client.address(), %error, "connection ended");
             if let Some(socket) = client.take_refused() {
                 proxy.count_unrouted("malformed");
                 close_refused(proxy, socket).await;
@@ -301,6 +350,6 @@ async fn serve_http2(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
     })
     .await;
     if let Err(error) = ended {
-        debug!(client = %client.address, %error, "connection ended");
+        debug!(client = %client.address(), %error, "connection ended");
     }
 }

@@ -179,7 +179,11 @@ mod tests {
     }
 
     fn at(address: SocketAddr) -> ListenerConfig {
-        ListenerConfig { address, tls: None }
+        ListenerConfig {
+            address,
+            tls: None,
+            proxy_protocol: false,
+        }
     }
 
     fn address(listeners: &[TcpListener]) -> SocketAddr {

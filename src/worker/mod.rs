@@ -6,6 +6,8 @@
 mod connection;
 pub mod io;
 pub mod listener;
+pub mod proxy_protocol;
+mod refusals;
 mod thread;
 pub mod tls;
 
@@ -66,9 +68,18 @@ enum Stage {
     Aborting,
 }
 
-/// The sockets of one worker, and what is spoken on each.
+/// The sockets of one worker, and how connections on each begin.
 struct Accepting {
     socket: TcpListener,
+    opening: Opening,
+}
+
+/// What comes before a client's first request.
+#[derive(Clone)]
+struct Opening {
+    /// A PROXY header.
+    proxy_protocol: bool,
+    /// Then a TLS handshake.
     tls: Option<Arc<TlsStore>>,
 }
 
@@ -135,12 +146,15 @@ impl DataPlane {
             descriptors,
         };
         let mut by_worker: Vec<Vec<Accepting>> = (0..config.workers).map(|_| Vec::new()).collect();
-        for (sockets, store) in sockets.into_iter().zip(&certificates) {
+        let openings = config.listeners.iter().zip(&certificates);
+        let openings = openings.map(|(listener, store)| Opening {
+            proxy_protocol: listener.proxy_protocol,
+            tls: store.clone(),
+        });
+        for (sockets, opening) in sockets.into_iter().zip(openings) {
             for (accepting, socket) in by_worker.iter_mut().zip(sockets) {
-                accepting.push(Accepting {
-                    socket,
-                    tls: store.clone(),
-                });
+                let opening = opening.clone();
+                accepting.push(Accepting { socket, opening });
             }
         }
         let stage = watch::Sender::new(Stage::Serving);

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::{Accepting, Stage, connection, tls::TlsStore};
+use super::{Accepting, Opening, Stage, connection};
 use crate::{
     descriptors::{self, Descriptors},
     gate::Question,
@@ -148,13 +148,13 @@ async fn work(
     tokio::task::spawn_local(make_way(local.clone()));
     tokio::task::spawn_local(answer(local.clone(), questions));
     let mut accept_loops = Vec::new();
-    for Accepting { socket, tls } in accepting {
+    for Accepting { socket, opening } in accepting {
         match TcpListener::from_std(socket) {
             Ok(listener) => {
                 accept_loops.push(tokio::task::spawn_local(accept(
                     local.clone(),
                     listener,
-                    tls,
+                    opening,
                     stage.clone(),
                 )));
             }
@@ -261,11 +261,11 @@ impl Local {
         pools.keep_at_most(self.most_idle - idle);
     }
 
-    fn open(self: &Rc<Self>, stream: TcpStream, address: SocketAddr, tls: Option<&Arc<TlsStore>>) {
+    fn open(self: &Rc<Self>, stream: TcpStream, address: SocketAddr, opening: &Opening) {
         let data_plane = &self.proxy.metrics.data_plane;
         data_plane.accepted.inc();
         data_plane.connections.inc();
-        let client = Client::new(address, tls.is_some(), self.proxy.sweep.clone());
+        let client = Client::new(address, opening.tls.is_some(), self.proxy.sweep.clone());
         if self.proxy.draining.get() {
             client.drain();
         }
@@ -274,10 +274,10 @@ impl Local {
             local: self.clone(),
             client,
         };
-        let tls = tls.cloned();
+        let opening = opening.clone();
         tokio::task::spawn_local(async move {
             let OpenConnection { local, client, .. } = &open;
-            connection::serve(&local.proxy, &local.protocols, client, stream, tls).await;
+            connection::serve(&local.proxy, &local.protocols, client, stream, opening).await;
         });
     }
 }
@@ -301,7 +301,7 @@ impl Drop for OpenConnection {
 async fn accept(
     local: Rc<Local>,
     listener: TcpListener,
-    tls: Option<Arc<TlsStore>>,
+    opening: Opening,
     mut stage: watch::Receiver<Stage>,
 ) {
     loop {
@@ -313,7 +313,7 @@ async fn accept(
         // Under a flood there is always one more to accept, and the select above would never look further.
         let closing = *stage.borrow() >= Stage::Closing;
         match accepted {
-            Ok((stream, address)) => local.open(stream, address, tls.as_ref()),
+            Ok((stream, address)) => local.open(stream, address, &opening),
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) if descriptors::are_lacking(&error) => {
                 local.descriptors.relief(&error).await;
@@ -338,7 +338,7 @@ async fn accept(
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
         {
-            local.open(stream, address, tls.as_ref());
+            local.open(stream, address, &opening);
         }
     }
 }

@@ -3,16 +3,18 @@
 use std::{
     io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use rustls::{ClientConfig, pki_types::ServerName};
 use socket2::{SockRef, Socket};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf, split},
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::waypost::DEADLINE;
 
@@ -161,6 +163,17 @@ impl Wire {
             socket: self.socket,
             read: Vec::new(),
         })
+    }
+
+    /// The same connection in TLS, as its client.
+    pub async fn over_tls(self, config: Arc<ClientConfig>, name: &str) -> Self {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let connecting = TlsConnector::from(config).connect(name, self.stream);
+        Self {
+            stream: Box::new(connecting.await.expect("a handshake")),
+            socket: self.socket,
+            read: Vec::new(),
+        }
     }
 
     /// Writes all of it; an error is the other side's business.

@@ -17,6 +17,7 @@ pub mod http;
 pub mod link;
 pub mod load;
 pub mod misbehaving;
+pub mod neighbour;
 pub mod network;
 pub mod origin;
 pub mod process;
