@@ -6,7 +6,8 @@ use anyhow::{Context, ensure};
 use clap::{FromArgMatches, builder::RangedU64ValueParser};
 
 use super::{
-    Config, EtcdArgs, ListenerConfig, LogFormat, SourceConfig, Usage, etcd, file, listener,
+    Config, EtcdArgs, LimitArgs, ListenerConfig, LogFormat, SourceConfig, Usage, etcd, file,
+    listener,
     values::{self, AccessLogChoice, Networks},
 };
 use crate::{route::settings::Balance, telemetry::logging};
@@ -128,6 +129,9 @@ pub struct ServeArgs {
         value_enum
     )]
     pub log_format: LogFormat,
+    /// What clients may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     #[arg(
         long,
         env = "WAYPOST_TUNNELS",
@@ -202,6 +206,7 @@ impl ServeArgs {
             workers: self.workers.unwrap_or_else(cores),
             admin: self.admin,
             trusted_proxies: self.trusted_proxies.0,
+            limits: self.limits.resolve()?,
             upstream_deny: self.upstream_deny.0,
             access_log: self.access_log.0,
             drain_delay: self.drain_delay,

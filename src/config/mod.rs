@@ -3,6 +3,7 @@
 mod args;
 pub mod etcd;
 mod file;
+mod limits;
 pub mod listener;
 pub mod small_file;
 pub mod values;
@@ -14,6 +15,7 @@ use ipnet::IpNet;
 pub use self::{
     args::{NEVER_DIALLED, ServeArgs},
     etcd::{EtcdArgs, EtcdConfig, EtcdUser, Password},
+    limits::{ClientLimits, Http2Limits, LimitArgs},
 };
 use crate::route::settings::Balance;
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// `--trusted-proxies`: whose `X-Forwarded-*` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// What each client may take.
+    pub limits: ClientLimits,
     /// `--upstream-deny`: never dialled; the admin address is refused besides.
     pub upstream_deny: Vec<IpNet>,
     /// `--access-log`; `None` for off.

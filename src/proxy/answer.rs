@@ -201,10 +201,11 @@ impl Proxy {
     }
 
     fn upload_limits(&self, route: &Route) -> UploadLimits {
+        let timeouts = &route.settings.timeouts;
         UploadLimits {
             stall: UploadStall {
-                upstream: route.settings.timeouts.idle,
-                client: self.limits.body,
+                upstream: timeouts.idle,
+                client: timeouts.client_body.unwrap_or(self.limits.body),
             },
             deadline: self.sweep.deadline(),
         }

@@ -280,10 +280,11 @@ impl Journey<'_> {
     }
 
     fn limits(&self) -> ExchangeLimits {
+        let timeouts = &self.route.settings.timeouts;
         ExchangeLimits {
-            response: self.route.settings.timeouts.response,
-            idle: self.route.settings.timeouts.idle,
-            client_body: self.proxy.limits.body,
+            response: timeouts.response,
+            idle: timeouts.idle,
+            client_body: timeouts.client_body.unwrap_or(self.proxy.limits.body),
         }
     }
 

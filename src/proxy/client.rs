@@ -16,7 +16,11 @@ use super::{
     record::RequestRecord,
     upgrade::Upgraded,
 };
-use crate::sweep::{Sweep, Tick};
+use crate::{
+    config::ClientLimits,
+    sweep::{Sweep, Tick},
+    telemetry::metrics::Limit,
+};
 
 /// What a connection is doing, for the limits that apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,30 +79,6 @@ impl Expiry {
     }
 }
 
-/// How long a client may take for what.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientLimits {
-    /// For the TLS handshake and the first bytes.
-    pub opening: Duration,
-    /// Between requests.
-    pub idle: Duration,
-    /// From the first byte of a head to its last.
-    pub head: Duration,
-    /// Without reading a byte of what we have for it, or sending a byte of the body it announced.
-    pub body: Duration,
-}
-
-impl Default for ClientLimits {
-    fn default() -> Self {
-        Self {
-            opening: Duration::from_secs(10),
-            idle: Duration::from_secs(75),
-            head: Duration::from_secs(10),
-            body: Duration::from_secs(60),
-        }
-    }
-}
-
 /// How long a connection that has asked for nothing yet is spared when the process ends.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
@@ -124,7 +104,7 @@ pub struct Client {
     accepted: Tick,
     asked: Cell<bool>,
     at_message_start: Cell<bool>,
-    refused: RefCell<Option<Socket>>,
+    refused: RefCell<Option<Refused>>,
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
     is_upgraded: Cell<bool>,
@@ -326,11 +306,13 @@ impl Client {
         self.phase.get()
     }
 
-    /// Bytes came: between requests, the first ones of a request head.
-    pub fn received(&self) {
-        if self.phase.get() == Phase::Idle && self.protocol.get() == Protocol::Http1 {
+    /// Bytes came; whether they are, between requests, the first ones of a request head.
+    pub fn received(&self) -> bool {
+        let begins = self.phase.get() == Phase::Idle && self.protocol.get() == Protocol::Http1;
+        if begins {
             self.enter(Phase::Head);
         }
+        begins
     }
 
     /// The client does not take what we write now, or does again.
@@ -377,13 +359,13 @@ impl Client {
         self.unread_body.set(true);
     }
 
-    /// hyper answers a head that is no request, and fails: `socket` is what the connection can then be closed by.
-    pub fn refused(&self, socket: Socket) {
-        *self.refused.borrow_mut() = Some(socket);
+    /// hyper answers a head that is no request, and fails.
+    pub fn refused(&self, refused: Refused) {
+        *self.refused.borrow_mut() = Some(refused);
     }
 
-    /// The socket of a connection that hyper refused.
-    pub fn take_refused(&self) -> Option<Socket> {
+    /// What is left of a connection that hyper refused.
+    pub fn take_refused(&self) -> Option<Refused> {
         self.refused.take()
     }
 
@@ -414,6 +396,14 @@ impl Client {
     pub fn has_unread_body(&self) -> bool {
         self.unread_body.get()
     }
+}
+
+/// A connection whose latest head hyper refused.
+pub struct Refused {
+    /// What it can be closed by: hyper keeps the stream.
+    pub socket: Option<Socket>,
+    /// The limit that the head went beyond, unless it was malformed.
+    pub limit: Option<Limit>,
 }
 
 /// A running request; the connection is idle again when the last one is dropped.

@@ -9,11 +9,14 @@ use http::{
 };
 
 use super::body::ResponseBody;
-use crate::upstream::{
-    dial::DialError,
-    http1::{ExchangeError, head::MalformedHead},
-    http2::NoStream,
-    request_body::RequestBodyError,
+use crate::{
+    telemetry::metrics::Limit,
+    upstream::{
+        dial::DialError,
+        http1::{ExchangeError, head::MalformedHead},
+        http2::NoStream,
+        request_body::RequestBodyError,
+    },
 };
 
 /// Why a request was answered by us.
@@ -60,7 +63,7 @@ impl Failure {
         Self::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "http_request_error",
-            "more than 100 header fields",
+            "too many header fields",
         )
     }
 
@@ -211,6 +214,17 @@ impl Failure {
             "http_request_error",
             "request body larger than this route allows",
         )
+    }
+
+    /// The limit on clients that the request went beyond, if that is what happened.
+    pub fn limit(&self) -> Option<Limit> {
+        match self.status {
+            StatusCode::REQUEST_TIMEOUT => Some(Limit::Body),
+            StatusCode::PAYLOAD_TOO_LARGE => Some(Limit::BodySize),
+            StatusCode::URI_TOO_LONG => Some(Limit::TargetSize),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Some(Limit::HeaderSize),
+            _ => None,
+        }
     }
 
     /// The response to a request of this method: `Proxy-Status` (RFC 9209) and a short text, of which HEAD gets

@@ -41,7 +41,7 @@ use hyper::body::Incoming;
 use affinity::Affinity;
 use body::ResponseBody;
 use budget::RetryBudgets;
-use client::{Client, ClientLimits};
+use client::Client;
 use ejections::Ejections;
 use error::Failure;
 use forwarded::{Scheme, TrustedProxies, forwarded_proto};
@@ -52,6 +52,7 @@ use target::Target;
 use upgrade::Ties;
 
 use crate::{
+    config::ClientLimits,
     live::Live,
     route::{Route, table::Miss},
     sweep::{self, Sweep},
@@ -61,7 +62,6 @@ use crate::{
     },
     upstream::{
         dial::Dialler,
-        http1::head::MAX_FIELDS,
         http2,
         load::WorkerLoads,
         pool::Pools,
@@ -99,7 +99,7 @@ pub struct Proxy {
     pub dialler: Rc<Dialler>,
     /// The worker's clock.
     pub sweep: Rc<Sweep>,
-    /// What clients may take their time for.
+    /// What each client may take.
     pub limits: ClientLimits,
     /// Set while the process drains: HTTP/1 answers carry `Connection: close`.
     pub draining: Cell<bool>,
@@ -129,6 +129,9 @@ impl Proxy {
             Err(failure) => {
                 record.status = failure.status.as_u16();
                 record.reason = Some(failure.error);
+                if let Some(limit) = failure.limit() {
+                    self.metrics.data_plane.limit_hits.count(limit);
+                }
                 failure.into_response(&parts.method)
             }
         };
@@ -162,12 +165,12 @@ impl Proxy {
             }
             failure
         };
-        // hyper counts those of HTTP/1, and leaves those of HTTP/2 to us.
-        if request.headers.len() > MAX_FIELDS {
+        // hyper counts up to a hundred of HTTP/1, and leaves all else to us.
+        if request.headers.len() > self.limits.header_fields {
             self.count_unrouted("malformed");
             return Err(early(Failure::too_many_fields()));
         }
-        let target = target::of(request)
+        let target = target::of(request, self.limits.target_bytes)
             .inspect_err(|_| self.count_unrouted("malformed"))
             .map_err(early)?;
         record.host(&target.host);

@@ -7,9 +7,6 @@ use http::{HeaderValue, Method, StatusCode, Version, header::HOST, request::Part
 use super::error::Failure;
 use crate::route::host;
 
-/// The longest request target, in bytes; 414 beyond.
-pub const MAX_TARGET: usize = 16 * 1024;
-
 /// Where a request wants to go.
 #[derive(Debug)]
 pub struct Target<'r> {
@@ -23,8 +20,8 @@ pub struct Target<'r> {
     pub query: &'r str,
 }
 
-/// The target of a request.
-pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
+/// The target of a request, of at most `longest` bytes.
+pub fn of(request: &Parts, longest: usize) -> Result<Target<'_>, Failure> {
     // For no resource at all: 405 would have to say which methods are allowed (RFC 9110 sections 9.1 and 15.5.6).
     if request.method == Method::CONNECT {
         return Err(Failure::new(
@@ -33,7 +30,7 @@ pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
             "CONNECT is not served here",
         ));
     }
-    let (path, query) = path_and_query(request)?;
+    let (path, query) = path_and_query(request, longest)?;
     let (authority, host) = host_of(request)?;
     Ok(Target {
         host,
@@ -44,7 +41,7 @@ pub fn of(request: &Parts) -> Result<Target<'_>, Failure> {
 }
 
 /// The path, and what of the target follows it.
-fn path_and_query(request: &Parts) -> Result<(&str, &str), Failure> {
+fn path_and_query(request: &Parts, longest: usize) -> Result<(&str, &str), Failure> {
     // A host and nothing else is for CONNECT alone (RFC 9112 section 3.2.3).
     let Some(both) = request.uri.path_and_query() else {
         return Err(Failure::malformed(
@@ -52,11 +49,11 @@ fn path_and_query(request: &Parts) -> Result<(&str, &str), Failure> {
         ));
     };
     let (path, both) = (both.path(), both.as_str());
-    if both.len() > MAX_TARGET {
+    if both.len() > longest {
         return Err(Failure::new(
             StatusCode::URI_TOO_LONG,
             "http_request_error",
-            "request target longer than 16 KiB",
+            "request target too long",
         ));
     }
     if path == "*" && request.method != Method::OPTIONS {

@@ -174,6 +174,8 @@ pub struct Timeouts {
     pub queue: Duration,
     /// From the first to the last byte of the whole exchange. Default: none.
     pub request: Option<Duration>,
+    /// The client silent in mid-body. `None` means the process's `--body-timeout`.
+    pub client_body: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -184,6 +186,7 @@ impl Default for Timeouts {
             idle: Duration::from_secs(300),
             queue: Duration::from_secs(1),
             request: None,
+            client_body: None,
         }
     }
 }

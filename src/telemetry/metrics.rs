@@ -4,6 +4,7 @@
 //! own, further ones share `other`. A series goes when the last holder of its handle does.
 
 mod health;
+mod limits;
 mod observed;
 mod own;
 mod route;
@@ -21,6 +22,7 @@ use prometheus::{
 
 pub use self::{
     health::HealthCheckMetrics,
+    limits::{Limit, LimitHits},
     observed::{Observed, Observer},
     route::RouteMetrics,
     upstream::UpstreamMetrics,
@@ -73,8 +75,8 @@ pub struct DataPlaneMetrics {
     pub queued_requests: IntGauge,
     /// `waypost_queue_rejected_requests_total{reason}`: those that got none: `full` or `timeout`.
     pub queue_rejected: IntCounterVec,
-    /// `waypost_limit_hits_total{limit}`: `header_timeout`, `idle_timeout`, `body_timeout`, `tls_handshake_timeout`, ...
-    pub limit_hits: IntCounterVec,
+    /// `waypost_limit_hits_total{limit}`: what clients were refused, or cut off for.
+    pub limit_hits: LimitHits,
     /// `waypost_refused_connections_total{reason}`: client connections closed before a request: `untrusted_peer`,
     /// `proxy_header`.
     pub refused: IntCounterVec,
@@ -224,12 +226,7 @@ impl DataPlaneMetrics {
                 "Requests that got no place, by reason.",
                 &["reason"],
             ),
-            limit_hits: counters(
-                registry,
-                "waypost_limit_hits_total",
-                "Requests and connections ended by a limit.",
-                &["limit"],
-            ),
+            limit_hits: LimitHits::new(registry),
             refused: counters(
                 registry,
                 "waypost_refused_connections_total",

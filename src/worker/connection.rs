@@ -29,18 +29,22 @@ use super::{
     proxy_protocol::{self, Origin},
     refusals::{Refusal, Refusals},
 };
-use crate::proxy::{
-    Proxy,
-    client::{Client, Expiry, Protocol},
-    upgrade,
+use crate::{
+    config::ClientLimits,
+    proxy::{
+        Proxy,
+        client::{Client, Expiry, Protocol, Refused},
+        upgrade,
+    },
+    telemetry::metrics::Limit,
 };
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The largest request head: 64 KiB of fields and 16 KiB of target.
-const MAX_HEAD: usize = 80 * 1024;
-/// What hyper may hold of a response that the client is slow to read, beyond the chunk that exceeds it.
-const MAX_BUFFERED: usize = 96 * 1024;
+/// What hyper may hold beyond a whole head: of a response that the client is slow to read, and of what follows a head.
+const BEYOND_HEAD: usize = 16 * 1024;
+/// Fields of an HTTP/1.1 head that hyper has room for without allocating.
+const FIELDS_ON_STACK: usize = 100;
 /// How long, and for how many bytes, a close waits for the client to stop sending.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
@@ -52,21 +56,25 @@ pub struct Protocols {
     refusals: Refusals,
 }
 
-impl Default for Protocols {
-    fn default() -> Self {
+impl Protocols {
+    /// With these limits.
+    pub fn new(limits: &ClientLimits) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             // The stamps and the sweep do this: hyper's own would also run while a connection is idle.
             .header_read_timeout(None)
-            .max_header_size(MAX_HEAD)
-            .max_buf_size(MAX_BUFFERED)
+            .max_header_size(limits.head_bytes())
+            .max_buf_size(limits.head_bytes() + BEYOND_HEAD)
             .writev(true);
+        if limits.header_fields > FIELDS_ON_STACK {
+            http1.max_headers(limits.header_fields);
+        }
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
-            .max_concurrent_streams(100)
-            .initial_stream_window_size(64 * 1024)
-            .initial_connection_window_size(1024 * 1024)
-            .max_header_list_size(64 * 1024)
+            .max_concurrent_streams(limits.http2.streams)
+            .initial_stream_window_size(limits.http2.stream_window)
+            .initial_connection_window_size(limits.http2.connection_window)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buf_size(64 * 1024);
         Self {
             http1,
@@ -118,22 +126,17 @@ pub async fn serve(
 
 /// Counts the limit that ended the connection, if one did.
 fn count_limit(proxy: &Proxy, client: &Client) {
-    if let Some(limit) = client.expired().and_then(limit_name) {
-        proxy
-            .metrics
-            .data_plane
-            .limit_hits
-            .with_label_values(&[limit])
-            .inc();
+    if let Some(limit) = client.expired().and_then(limit_of) {
+        proxy.metrics.data_plane.limit_hits.count(limit);
     }
 }
 
-fn limit_name(expiry: Expiry) -> Option<&'static str> {
+fn limit_of(expiry: Expiry) -> Option<Limit> {
     match expiry {
-        Expiry::Opening => Some("opening_timeout"),
-        Expiry::Head => Some("header_timeout"),
-        Expiry::Idle => Some("idle_timeout"),
-        Expiry::Write => Some("write_timeout"),
+        Expiry::Opening => Some(Limit::Opening),
+        Expiry::Head => Some(Limit::Head),
+        Expiry::Idle => Some(Limit::Idle),
+        Expiry::Write => Some(Limit::Write),
         Expiry::Drain | Expiry::Removed | Expiry::Leave | Expiry::Abort => None,
     }
 }
@@ -259,9 +262,14 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
         }
         Some(Err(error)) => {
             debug!(client = %client.address(), %error, "connection ended");
-            if let Some(socket) = client.take_refused() {
+            if let Some(Refused { socket, limit }) = client.take_refused() {
                 proxy.count_unrouted("malformed");
-                close_refused(proxy, socket).await;
+                if let Some(limit) = limit {
+                    proxy.metrics.data_plane.limit_hits.count(limit);
+                }
+                if let Some(socket) = socket {
+                    close_refused(proxy, socket).await;
+                }
             }
         }
         None => {}

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use memchr::memchr;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -21,10 +22,16 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::proxy::client::{Client, Expiry, Phase};
+use crate::{
+    proxy::client::{Client, Expiry, Phase, Refused},
+    telemetry::metrics::Limit,
+};
 
 /// Vectored writes up to this many bytes are copied together: below it one `write` is cheaper than a `writev`.
 const FLATTEN: usize = 4096;
+
+/// A status that hyper answers by itself, what we say of it, and the limit it is about.
+type BareError = (&'static str, &'static str, Option<Limit>);
 
 /// A client's socket, plain or TLS.
 pub enum ClientStream {
@@ -56,6 +63,8 @@ pub struct ClientIo {
     state: Rc<Client>,
     /// An interim head that is partly written: nothing may come between its bytes.
     interim: BytesMut,
+    /// The line that a request head begins with is there.
+    has_request_line: bool,
     pub(super) read_eof: bool,
 }
 
@@ -67,6 +76,7 @@ impl ClientIo {
             replay,
             state,
             interim: BytesMut::new(),
+            has_request_line: false,
             read_eof: false,
         }
     }
@@ -80,6 +90,15 @@ impl ClientIo {
         } else {
             bytes
         };
+    }
+
+    fn note_received(&mut self, bytes: &[u8]) {
+        if self.state.received() {
+            self.has_request_line = false;
+        }
+        if !self.has_request_line {
+            self.has_request_line = memchr(b'\n', bytes).is_some();
+        }
     }
 
     fn poll_raw_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -137,25 +156,34 @@ impl ClientIo {
 
     /// An error that hyper answers without asking us (a malformed or too large head) becomes one of ours: the
     /// same status, with `Proxy-Status` and a text. `None` for everything else.
-    fn amended_error(&self, message: &[u8]) -> Option<Vec<u8>> {
+    fn amended_error(&self, message: &[u8]) -> Option<(Vec<u8>, Option<Limit>)> {
         if !self.state.is_at_message_start() || self.state.is_answering() {
             return None;
         }
-        const ERRORS: [(&str, &str); 3] = [
-            ("400 Bad Request", "malformed request head"),
-            ("414 URI Too Long", "request target too long"),
-            (
-                "431 Request Header Fields Too Large",
-                "request header section too large",
-            ),
-        ];
+        const MALFORMED: BareError = ("400 Bad Request", "malformed request head", None);
+        const TARGET: BareError = (
+            "414 URI Too Long",
+            "request target too long",
+            Some(Limit::TargetSize),
+        );
+        const HEADER: BareError = (
+            "431 Request Header Fields Too Large",
+            "request header section too large",
+            Some(Limit::HeaderSize),
+        );
         let status_line = message
             .strip_prefix(b"HTTP/1.1 ")
             .filter(|_| message.ends_with(b"\r\n\r\n"))?;
-        let (status, details) = ERRORS.into_iter().find(|(status, _)| {
+        let mut all = [MALFORMED, TARGET, HEADER].into_iter();
+        let said = all.find(|(status, ..)| {
             let rest = status_line.strip_prefix(status.as_bytes());
             rest.is_some_and(|rest| rest.starts_with(b"\r\n"))
         })?;
+        // hyper only knows that all of it is too large.
+        let (status, details, limit) = match said {
+            HEADER if !self.has_request_line => TARGET,
+            said => said,
+        };
         let text = format!("{status}: {details}\n");
         let length = text.len();
         let message = format!(
@@ -163,16 +191,17 @@ impl ClientIo {
              proxy-status: waypost; error=http_request_error; details=\"{details}\"\r\n\
              content-length: {length}\r\nconnection: close\r\n\r\n{text}"
         );
-        Some(message.into_bytes())
+        Some((message.into_bytes(), limit))
     }
 
     fn poll_message_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(ours) = self.amended_error(buf) {
+        if let Some((ours, limit)) = self.amended_error(buf) {
             // It goes through `interim`, whose bytes are sure to leave first; hyper's own is taken as written.
             self.state.writes();
-            if let Ok(socket) = SockRef::from(self.stream.tcp()).try_clone() {
-                self.state.refused(socket);
-            }
+            self.state.refused(Refused {
+                socket: SockRef::from(self.stream.tcp()).try_clone().ok(),
+                limit,
+            });
             self.interim.extend_from_slice(&ours);
             return match self.poll_finish_interim(cx) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -228,7 +257,7 @@ impl AsyncRead for ClientIo {
         if buf.filled().len() == before {
             this.read_eof = true;
         } else {
-            this.state.received();
+            this.note_received(&buf.filled()[before..]);
         }
         Poll::Ready(Ok(()))
     }
@@ -305,7 +334,9 @@ impl AsyncWrite for ClientIo {
 
 impl Drop for ClientIo {
     fn drop(&mut self) {
-        if self.state.ends_by_reset() {
+        // What a client does not read would stay in the kernel for as long as it acknowledges probes.
+        let is_not_reading = self.state.expired() == Some(Expiry::Write);
+        if is_not_reading || self.state.ends_by_reset() {
             // Best effort: the socket may be gone already, and then there is no one left to mislead.
             let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
         }

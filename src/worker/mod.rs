@@ -27,7 +27,7 @@ use crate::{
     descriptors::Descriptors,
     gate::Gate,
     live::Live,
-    proxy::{client::ClientLimits, forwarded::TrustedProxies, upgrade::CLOSING},
+    proxy::{forwarded::TrustedProxies, upgrade::CLOSING},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     upstream::{
         dial::{Deny, Dialler},
@@ -140,7 +140,7 @@ impl DataPlane {
             ),
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,
-            limits: ClientLimits::default(),
+            limits: config.limits,
             drain_timeout: config.drain_timeout,
             most_idle: descriptors.idle_share(config.workers),
             descriptors,

@@ -19,6 +19,7 @@ use tracing::{error, warn};
 
 use super::{Accepting, Opening, Stage, connection};
 use crate::{
+    config::ClientLimits,
     descriptors::{self, Descriptors},
     gate::Question,
     live::Live,
@@ -26,7 +27,7 @@ use crate::{
     proxy::{
         Proxy,
         budget::RetryBudgets,
-        client::{Client, ClientLimits, Expiry},
+        client::{Client, Expiry},
         ejections::Ejections,
         forwarded::TrustedProxies,
         in_flight::InFlight,
@@ -139,7 +140,7 @@ async fn work(
             retry_budgets: RetryBudgets::default(),
             replay_room: ReplayRoom::default(),
         }),
-        protocols: connection::Protocols::default(),
+        protocols: connection::Protocols::new(&shared.limits),
         connections: RefCell::default(),
         descriptors: shared.descriptors,
         most_idle: shared.most_idle,

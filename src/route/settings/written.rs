@@ -74,6 +74,7 @@ struct WrittenTimeouts {
     idle: Option<Span>,
     queue: Option<Span>,
     request: Option<Span>,
+    client_body: Option<Span>,
 }
 
 impl Words for Balance {
@@ -127,6 +128,7 @@ impl WrittenTimeouts {
             idle: or(self.idle, default.idle),
             queue: or(self.queue, default.queue),
             request: self.request.map(|span| span.0),
+            client_body: self.client_body.map(|span| span.0),
         }
     }
 }

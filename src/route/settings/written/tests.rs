@@ -83,7 +83,7 @@ fn everything_in_force_is_read() {
         br#"{"balance": "random", "host_header": "app.internal:8080", "strip_prefix": true, "add_prefix": "/base/",
              "request_headers": {"set": {"X-A": "1"}, "add": {"x-b": "2"}, "remove": ["Cookie"]},
              "response_headers": {"remove": ["server"]}, "redirect_https": true,
-             "timeouts": {"connect": "250ms", "response": "10s", "idle": "1m", "queue": "3s", "request": "2m"},
+             "timeouts": {"connect": "250ms", "response": "10s", "idle": "1m", "queue": "3s", "request": "2m", "client_body": "5m"},
              "retries": {"attempts": 2, "on": ["connect", "503"], "budget_percent": 10}, "max_body": "64KiB",
              "max_requests": 1000, "max_queue": 0}"#,
     )
@@ -110,6 +110,7 @@ fn everything_in_force_is_read() {
             response: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             queue: Duration::from_secs(3),
+            client_body: Some(Duration::from_secs(300)),
             request: Some(Duration::from_secs(120)),
         },
         retries: Retries {
