@@ -53,6 +53,7 @@ mod http_headers;
 mod http_interim;
 mod http_limits;
 mod http_malformed;
+mod http_normalize;
 mod http_retry;
 mod http_streaming;
 mod http_targets;

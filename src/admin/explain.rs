@@ -10,7 +10,9 @@ use super::{
     view::{Context, RouteView},
 };
 use crate::{
-    route::{Revision, Route, Table, host, settings::HostHeader, table::Miss},
+    route::{
+        Revision, Route, Table, host, settings::HostHeader, table::Miss, upstream_target::BadPath,
+    },
     upstream::balancer::Balance,
 };
 
@@ -144,6 +146,14 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, context: &Contex
             );
             return explanation.answered(Outcome::NoPath, 404, reason);
         }
+        Err(Miss::Spelling) => {
+            let reason = format!(
+                "{} belongs to one route as it is spelled, to another or none when it is normalised, and one of the two \
+                 has \"normalize_path\": \"off\"",
+                request.path
+            );
+            return explanation.answered(Outcome::BadRequest, 400, reason);
+        }
     };
     explanation.route = Some(RouteView::of(route, context));
     if route.settings.redirect_https && !request.is_https {
@@ -151,12 +161,19 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, context: &Contex
         let reason = "redirect_https is set".to_owned();
         return explanation.answered(Outcome::Redirect, 308, reason);
     }
-    let Some(target) = forwarded_target(route, request) else {
-        let reason = format!(
-            "strip_prefix is set, but {} lacks the prefix as it is written",
-            request.path
-        );
-        return explanation.answered(Outcome::BadRequest, 400, reason);
+    let query = query(request);
+    let target = match route.upstream_target(&request.path, &query) {
+        Ok(target) => target.pieces().concat(),
+        Err(bad) => {
+            let reason = match bad {
+                BadPath::Prefix => format!(
+                    "strip_prefix is set, but {} lacks the prefix as it is written",
+                    request.path
+                ),
+                BadPath::Percent => format!("{}: {bad}", request.path),
+            };
+            return explanation.answered(Outcome::BadRequest, 400, reason);
+        }
     };
     let choice = Choice::of(route, context);
     let Some(first) = choice.candidates.first() else {
@@ -203,10 +220,4 @@ fn https_location(host: &str, request: &Request) -> String {
 fn query(request: &Request) -> String {
     let query = request.query.as_ref();
     query.map(|query| format!("?{query}")).unwrap_or_default()
-}
-
-/// Strip, then add; `None` when there is nothing to strip.
-fn forwarded_target(route: &Route, request: &Request) -> Option<String> {
-    let (added, rest) = route.forwarded_path(&request.path)?;
-    Some(format!("{added}{rest}{}", query(request)))
 }

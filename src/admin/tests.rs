@@ -15,7 +15,7 @@ use crate::{
     live::{Rejected, RejectedKeys},
     route::{
         Route, Settings, Table,
-        settings::{Balance, HostHeader},
+        settings::{Balance, HostHeader, NormalizePath},
         testing,
     },
     upstream::{Endpoint, Registry, balancer::Balancer, load::Loads, testing::plain},
@@ -224,7 +224,18 @@ async fn explain_says_what_is_forwarded_or_why_not() {
         redirect_https: true,
         ..Settings::default()
     };
-    let routes: [(&str, &[&str], Settings); 6] = [
+    let spelled = Settings {
+        normalize_path: NormalizePath::Off,
+        ..Settings::default()
+    };
+    let normalised = Settings {
+        normalize_path: NormalizePath::Forward,
+        add_query: "k=v".into(),
+        ..Settings::default()
+    };
+    let routes: [(&str, &[&str], Settings); 8] = [
+        ("a.test/raw", &["127.0.0.1:1"], spelled),
+        ("a.test/tidy", &["127.0.0.1:1"], normalised),
         ("a.test/api", &["127.0.0.1:1"], rewritten),
         ("a.test/cut", &["127.0.0.1:1"], stripped),
         (
@@ -276,6 +287,31 @@ async fn explain_says_what_is_forwarded_or_why_not() {
             "https://plain.test/q?z",
         ),
         ("https://plain.test/q?z", "forward", Value::Null, "/q?z"),
+        (
+            "a.test/raw//x/%zz",
+            "forward",
+            Value::Null,
+            "\"/raw//x/%zz\"",
+        ),
+        (
+            "a.test/x/../raw",
+            "bad_request",
+            400.into(),
+            "normalize_path",
+        ),
+        (
+            "a.test/raw/../tidy",
+            "bad_request",
+            400.into(),
+            "normalize_path",
+        ),
+        (
+            "a.test/x/..//t%69dy?q",
+            "forward",
+            Value::Null,
+            "\"/tidy?k=v&q\"",
+        ),
+        ("a.test/tidy/%zz", "bad_request", 400.into(), "no triple"),
         (
             "http://a.test/x/../cut/y",
             "bad_request",

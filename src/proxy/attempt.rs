@@ -307,7 +307,7 @@ impl Journey<'_> {
         UpstreamHead {
             request: self.request,
             target: self.target,
-            path: self.path,
+            path: &self.path,
             settings: &self.route.settings,
             upstream,
             client: self.client.address_text(),

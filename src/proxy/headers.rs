@@ -19,7 +19,10 @@ use super::{
     target::Target,
 };
 use crate::{
-    route::settings::{HeaderRules, HostHeader, Settings},
+    route::{
+        UpstreamTarget,
+        settings::{HeaderRules, HostHeader, Settings},
+    },
     upstream::{Address, Upstream, http1::upload::RequestFraming},
 };
 
@@ -34,7 +37,7 @@ pub struct UpstreamHead<'r> {
     /// Its target.
     pub target: &'r Target<'r>,
     /// The path and query to ask for.
-    pub path: Path<'r>,
+    pub path: &'r UpstreamTarget<'r>,
     /// The route's settings.
     pub settings: &'r Settings,
     /// Who it goes to.
@@ -49,17 +52,6 @@ pub struct UpstreamHead<'r> {
     pub length: Option<u64>,
     /// It asks for a WebSocket.
     pub upgrade: bool,
-}
-
-/// A path in the pieces it is written in, so that nothing is joined before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Path<'r> {
-    /// `add_prefix`.
-    pub added: &'r str,
-    /// The path, or what stripping left of it.
-    pub rest: &'r str,
-    /// `?` and the query, if there is one.
-    pub query: &'r str,
 }
 
 impl UpstreamHead<'_> {
@@ -127,12 +119,11 @@ impl UpstreamHead<'_> {
     }
 
     fn write_request_line(&self, out: &mut Vec<u8>) {
-        let Path { added, rest, query } = self.path;
         out.extend_from_slice(self.request.method.as_str().as_bytes());
         out.push(b' ');
-        out.extend_from_slice(added.as_bytes());
-        out.extend_from_slice(rest.as_bytes());
-        out.extend_from_slice(query.as_bytes());
+        for piece in self.path.pieces() {
+            out.extend_from_slice(piece.as_bytes());
+        }
         out.extend_from_slice(b" HTTP/1.1\r\n");
     }
 

@@ -13,7 +13,6 @@ use super::{
     discard::discard,
     error::Failure,
     forwarded::{Scheme, Sender},
-    headers,
     record::RequestRecord,
     setback::{NoPlace, Setback},
     target::Target,
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     route::{
-        Route,
+        Route, UpstreamTarget,
         pick::{Ask, Nobody},
     },
     upstream::request_body::RequestBody,
@@ -34,7 +33,7 @@ pub struct Journey<'r> {
     pub request: &'r Parts,
     pub target: &'r Target<'r>,
     pub route: &'r Route,
-    pub path: headers::Path<'r>,
+    pub path: UpstreamTarget<'r>,
     pub sender: Sender,
     pub scheme: Scheme,
     pub wants_upgrade: bool,

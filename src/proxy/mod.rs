@@ -54,7 +54,7 @@ use upgrade::Ties;
 use crate::{
     config::ClientLimits,
     live::Live,
-    route::{Route, table::Miss},
+    route::{Route, UpstreamTarget, table::Miss},
     sweep::{self, Sweep},
     telemetry::{
         access_log::AccessLog,
@@ -285,6 +285,12 @@ impl Proxy {
             );
         }
         let (reason, what) = match miss {
+            Miss::Spelling => {
+                self.count_unrouted("malformed");
+                return Failure::malformed(
+                    "the path means one route as it is spelled, and another when it is normalised",
+                );
+            }
             Miss::Host => ("no_host", format!("no route for host {}", target.host)),
             Miss::Path => (
                 "no_path",
@@ -343,16 +349,8 @@ fn redirect(target: &Target<'_>) -> Result<Response<ResponseBody>, Failure> {
     Ok(response)
 }
 
-/// The path to ask the upstream for: strip, then add.
-fn rewritten<'r>(route: &'r Route, target: &Target<'r>) -> Result<headers::Path<'r>, Failure> {
-    let (added, rest) = route.forwarded_path(target.path).ok_or_else(|| {
-        Failure::malformed(
-            "the path is spelled so that its prefix cannot be stripped without changing the rest",
-        )
-    })?;
-    Ok(headers::Path {
-        added,
-        rest,
-        query: target.query,
-    })
+/// What to ask the upstream for.
+fn rewritten<'r>(route: &'r Route, target: &Target<'r>) -> Result<UpstreamTarget<'r>, Failure> {
+    let rewritten = route.upstream_target(target.path, target.query);
+    rewritten.map_err(|bad| Failure::malformed(bad.to_string()))
 }

@@ -13,6 +13,7 @@ mod slow_start;
 pub mod table;
 #[cfg(test)]
 pub mod testing;
+pub mod upstream_target;
 pub mod value;
 
 use std::{num::NonZeroU32, sync::Arc};
@@ -23,6 +24,7 @@ use panic::Panic;
 pub use path::PathPrefix;
 pub use settings::Settings;
 pub use table::Table;
+pub use upstream_target::UpstreamTarget;
 
 use crate::{
     telemetry::metrics::RouteMetrics,
@@ -69,24 +71,6 @@ pub struct Route {
 }
 
 impl Route {
-    /// What a raw path (no query) is asked for as upstream, in two parts: `add_prefix`, and what stripping leaves.
-    /// `None` if the prefix is to be stripped and the path, as it is spelled, lacks it.
-    pub fn forwarded_path<'r>(&'r self, raw_path: &'r str) -> Option<(&'r str, &'r str)> {
-        // The server as a whole (RFC 9110 section 9.3.7): there is no path to change.
-        if raw_path == "*" {
-            return Some(("", raw_path));
-        }
-        let rest = match self.settings.strip_prefix {
-            true => self.prefix.strip(raw_path)?,
-            false => raw_path,
-        };
-        let added = &*self.settings.add_prefix;
-        Some(match (added, rest) {
-            ("", "") => ("", "/"),
-            parts => parts,
-        })
-    }
-
     /// Which route this is.
     pub fn id(&self) -> RouteId {
         RouteId {

@@ -123,6 +123,77 @@ pub fn normalise(raw_path: &str) -> Cow<'_, str> {
     Cow::Owned(path)
 }
 
+/// A raw path (no query) as it is forwarded where the settings want it normalised (RFC 3986 section 6.2.2): `.`, `..`
+/// and empty segments resolved, triples of unreserved characters decoded, all others in upper case, and triples for
+/// what may not stand in a path. It means the same, and is looked up as the same. Borrowed if it is so already.
+///
+/// `None` if a `%` begins no triple: what follows might come to be one.
+pub fn tidied(raw_path: &str) -> Option<Cow<'_, str>> {
+    if !needs_tidying(raw_path.as_bytes()) {
+        return Some(Cow::Borrowed(raw_path));
+    }
+    let mut path = String::with_capacity(raw_path.len() + 8);
+    let mut ends_in_slash = true;
+    for segment in raw_path.split('/').skip(1) {
+        let segment = tidied_segment(segment)?;
+        ends_in_slash = matches!(&*segment, "" | "." | "..");
+        match &*segment {
+            "" | "." => {}
+            ".." => path.truncate(path.rfind('/').unwrap_or(0)),
+            segment => {
+                path.push('/');
+                path.push_str(segment);
+            }
+        }
+    }
+    if ends_in_slash || path.is_empty() {
+        path.push('/');
+    }
+    Some(Cow::Owned(path))
+}
+
+fn needs_tidying(path: &[u8]) -> bool {
+    let mut previous = 0;
+    for &byte in path {
+        if !may_stand(byte) && byte != b'/' || previous == b'/' && matches!(byte, b'/' | b'.') {
+            return true;
+        }
+        previous = byte;
+    }
+    path.first() != Some(&b'/')
+}
+
+/// A character of a path that means itself (`pchar` without triples, RFC 3986 section 3.3).
+fn may_stand(byte: u8) -> bool {
+    is_unreserved(byte) || b"!$&'()*+,;=:@".contains(&byte)
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+fn tidied_segment(raw: &str) -> Option<String> {
+    let bytes = raw.as_bytes();
+    let mut tidied = String::with_capacity(raw.len() + 8);
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'%' {
+            match decode_triple(&bytes[at + 1..])? {
+                decoded if is_unreserved(decoded) => tidied.push(char::from(decoded)),
+                decoded => push_triple(&mut tidied, decoded),
+            }
+            at += 3;
+            continue;
+        }
+        match may_stand(byte) {
+            true => tidied.push(char::from(byte)),
+            false => push_triple(&mut tidied, byte),
+        }
+        at += 1;
+    }
+    Some(tidied)
+}
+
 /// One pass: a `%`, a byte that is encoded in the canonical form, `//` or `/.`.
 fn needs_work(path: &[u8]) -> bool {
     let mut previous = 0;
@@ -204,6 +275,53 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(normalise(raw), expected, "{raw}");
+        }
+    }
+
+    #[test]
+    fn paths_are_tidied_to_what_means_the_same() {
+        for (raw, expected) in [
+            ("/", Some("/")),
+            ("/a/b.c/~x;y=1,2/", Some("/a/b.c/~x;y=1,2/")),
+            ("//a///b//", Some("/a/b/")),
+            ("/a/./b/../c", Some("/a/c")),
+            ("/a/.", Some("/a/")),
+            ("/a/b/..", Some("/a/")),
+            ("/..", Some("/")),
+            ("/../../x", Some("/x")),
+            ("/a/%2e%2E/c", Some("/c")),
+            ("/.well-known/...", Some("/.well-known/...")),
+            ("/%61%2D%7e", Some("/a-~")),
+            ("/a%2fb%3bc%3F%23", Some("/a%2Fb%3Bc%3F%23")),
+            ("/%252e%252e/x", Some("/%252e%252e/x")),
+            ("/caf\u{e9}/%c3%a9", Some("/caf%C3%A9/%C3%A9")),
+            ("/\"{}|\\^[]", Some("/%22%7B%7D%7C%5C%5E%5B%5D")),
+            ("/%zz", None),
+            ("/%%32e/x", None),
+            ("/x%", None),
+        ] {
+            assert_eq!(tidied(raw).as_deref(), expected, "{raw}");
+        }
+        assert!(matches!(tidied("/a.b/c/"), Some(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn a_tidied_path_is_looked_up_as_before_and_needs_no_more() {
+        let pieces = [
+            "/", "//", ".", "..", "%2e", "%2E", "a", "%61", "%2f", "%25", "2e", ";", "%3b", "\\",
+            "\u{e9}", "%c3", "%",
+        ];
+        // Every way to put four of them one after the other.
+        for n in 0..pieces.len().pow(4) {
+            let piece = |place: u32| pieces[n / pieces.len().pow(place) % pieces.len()];
+            let raw = format!("/{}{}{}{}", piece(0), piece(1), piece(2), piece(3));
+            let Some(tidy) = tidied(&raw) else {
+                assert!(raw.contains('%'), "{raw}");
+                continue;
+            };
+            assert_eq!(tidied(&tidy).as_deref(), Some(&*tidy), "{raw}");
+            let looked_up = |path: &str| normalise(path).trim_end_matches('/').to_owned();
+            assert_eq!(looked_up(&tidy), looked_up(&raw), "{raw} as {tidy}");
         }
     }
 

@@ -27,10 +27,14 @@ pub struct Settings {
     pub sticky: Option<Sticky>,
     /// What the upstream gets as Host.
     pub host_header: HostHeader,
+    /// What of a path is normalised.
+    pub normalize_path: NormalizePath,
     /// Take the route's path prefix off before forwarding.
     pub strip_prefix: bool,
     /// Put before the path, after stripping: starts with `/`, has no trailing one; empty for none.
     pub add_prefix: Box<str>,
+    /// Put before the query of the request: without `?`; empty for none.
+    pub add_query: Box<str>,
     /// Applied to the request, after our own rewriting.
     pub request_headers: HeaderRules,
     /// Applied to the response, after our own rewriting.
@@ -83,6 +87,20 @@ pub enum HostHeader {
     Upstream,
     /// This text.
     Literal(HeaderValue),
+}
+
+/// `"normalize_path"`: what `.`, `..`, empty segments and percent triples of a request's path count for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NormalizePath {
+    /// Resolved and decoded where prefixes are compared; what is forwarded stays as it came.
+    #[default]
+    LookUp,
+    /// Forwarded so, too.
+    Forward,
+    /// Nothing: the prefix has to stand in the path as it is spelled, and what belongs to another route when it is
+    /// normalised is refused.
+    Off,
 }
 
 /// `"request_headers"` and `"response_headers"`; applied in this order: remove, set, add.
@@ -198,8 +216,10 @@ impl Default for Settings {
             hash_on: HashOn::ClientIp,
             sticky: None,
             host_header: HostHeader::default(),
+            normalize_path: NormalizePath::default(),
             strip_prefix: false,
             add_prefix: "".into(),
+            add_query: "".into(),
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
             redirect_https: false,

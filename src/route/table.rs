@@ -3,10 +3,13 @@
 
 mod hosts;
 
-use std::{cmp::Ordering, collections::BinaryHeap, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, collections::BinaryHeap, sync::Arc};
 
 use self::hosts::Hosts;
-use super::{HostPattern, PathPrefix, Revision, Route, RouteId, host::is_address, path::normalise};
+use super::{
+    HostPattern, PathPrefix, Revision, Route, RouteId, host::is_address, path::normalise,
+    settings::NormalizePath,
+};
 
 /// Which route a request belongs to. Cloning shares everything.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +42,9 @@ pub enum Miss {
     Host,
     /// The host is known, but none of its path prefixes fits.
     Path,
+    /// The path belongs to one route as it is spelled, to another or none when it is normalised, and one of the two
+    /// has `"normalize_path": "off"`.
+    Spelling,
 }
 
 impl Table {
@@ -47,12 +53,9 @@ impl Table {
     /// without query.
     ///
     /// # Errors
-    /// Says whether the host or only the path is unknown.
+    /// Says whether the host or only the path is unknown, or how the path is spelled forbids an answer.
     pub fn find(&self, host: &str, raw_path: &str) -> Result<&Arc<Route>, Miss> {
-        self.host(host)
-            .ok_or(Miss::Host)?
-            .find(raw_path)
-            .ok_or(Miss::Path)
+        self.host(host).ok_or(Miss::Host)?.find(raw_path)
     }
 
     fn host(&self, host: &str) -> Option<&HostRoutes> {
@@ -211,6 +214,8 @@ struct Prefixes {
     routes: Vec<Arc<Route>>,
     /// Length of the longest prefix.
     longest: usize,
+    /// Whether one of the routes goes by how a path is spelled.
+    has_spelled: bool,
 }
 
 impl HostRoutes {
@@ -221,7 +226,12 @@ impl HostRoutes {
                 routes.sort_by(|a, b| a.prefix.cmp(&b.prefix));
                 let lengths = routes.iter().map(|route| route.prefix.as_str().len());
                 let longest = lengths.max().unwrap_or(0);
-                Self::Split(Arc::new(Prefixes { routes, longest }))
+                let has_spelled = routes.iter().any(is_spelled);
+                Self::Split(Arc::new(Prefixes {
+                    routes,
+                    longest,
+                    has_spelled,
+                }))
             }
         }
     }
@@ -239,27 +249,23 @@ impl HostRoutes {
         }
     }
 
-    fn find(&self, raw_path: &str) -> Option<&Arc<Route>> {
-        let Prefixes { routes, longest } = match self {
-            Self::Whole(route) => return Some(route),
+    fn find(&self, raw_path: &str) -> Result<&Arc<Route>, Miss> {
+        let prefixes = match self {
+            Self::Whole(route) => return Ok(route),
             Self::Split(prefixes) => &**prefixes,
         };
         let path = normalise(raw_path);
-        // From the longest prefix the path has down to the empty one. No longer than the longest there is, so that a
-        // path of thousands of slashes costs no more than a short one.
-        let mut end = path.len();
-        loop {
-            let candidate = &path[..end];
-            if end <= *longest
-                && let Some(route) = at(routes, candidate)
-            {
-                return Some(route);
+        let found = prefixes.longest_of(&path);
+        // What is borrowed is spelled as it is compared.
+        if prefixes.has_spelled && matches!(path, Cow::Owned(_)) {
+            let spelled = prefixes.longest_of(raw_path);
+            let is_same = found.map(Arc::as_ptr) == spelled.map(Arc::as_ptr);
+            // To choose one of the two would let a spelling around a prefix that guards.
+            if !is_same && found.into_iter().chain(spelled).any(is_spelled) {
+                return Err(Miss::Spelling);
             }
-            if end == 0 {
-                return None;
-            }
-            end = candidate.rfind('/').unwrap_or(0);
         }
+        found.ok_or(Miss::Path)
     }
 
     fn at(&self, prefix: &PathPrefix) -> Option<&Arc<Route>> {
@@ -281,6 +287,31 @@ impl HostRoutes {
             .collect();
         (!others.is_empty()).then(|| Self::of(others))
     }
+}
+
+impl Prefixes {
+    /// The route of the longest prefix that a path has, segment by segment.
+    fn longest_of(&self, path: &str) -> Option<&Arc<Route>> {
+        // From the longest prefix the path has down to the empty one. No longer than the longest there is, so that a
+        // path of thousands of slashes costs no more than a short one.
+        let mut end = path.len();
+        loop {
+            let candidate = &path[..end];
+            if end <= self.longest
+                && let Some(route) = at(&self.routes, candidate)
+            {
+                return Some(route);
+            }
+            if end == 0 {
+                return None;
+            }
+            end = candidate.rfind('/').unwrap_or(0);
+        }
+    }
+}
+
+fn is_spelled(route: &Arc<Route>) -> bool {
+    route.settings.normalize_path == NormalizePath::Off
 }
 
 fn at<'r>(sorted: &'r [Arc<Route>], prefix: &str) -> Option<&'r Arc<Route>> {

@@ -9,7 +9,7 @@ use http::{
 };
 
 use super::{
-    Fate, Path, Seen, UpstreamHead, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO,
+    Fate, Seen, UpstreamHead, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO,
     connection_options, expects_body, has_token, replaces, rules_added,
 };
 use crate::{
@@ -49,8 +49,7 @@ impl UpstreamHead<'_> {
     }
 
     fn uri(&self) -> Result<Uri, Failure> {
-        let Path { added, rest, query } = self.path;
-        let path = Bytes::from([added, rest, query].concat());
+        let path = Bytes::from(self.path.pieces().concat());
         let path = PathAndQuery::from_maybe_shared(path)
             .map_err(|_| Failure::malformed("malformed request target"))?;
         let scheme = match self.upstream.identity.tls {

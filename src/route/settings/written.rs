@@ -10,11 +10,11 @@ use std::{num::NonZeroU32, sync::Arc};
 use serde::{Deserialize, de};
 
 use self::{
-    rules::{WrittenHeaders, add_prefix, header_rules, host_header},
+    rules::{WrittenHeaders, add_prefix, add_query, header_rules, host_header},
     upstreams::{WrittenHealth, WrittenOutlier, WrittenRetries, WrittenSticky, hash_on},
     values::{Percent, Size},
 };
-use super::{Balance, HostHeader, Settings, Timeouts};
+use super::{Balance, HostHeader, NormalizePath, Settings, Timeouts};
 use crate::route::{
     json::{from_json, optional_object},
     value::{BadValue, MAX_VALUE},
@@ -44,8 +44,10 @@ struct Written {
     #[serde(deserialize_with = "optional_object")]
     sticky: Option<WrittenSticky>,
     host_header: Option<String>,
+    normalize_path: Option<Word<NormalizePath>>,
     strip_prefix: Option<bool>,
     add_prefix: Option<String>,
+    add_query: Option<String>,
     #[serde(deserialize_with = "optional_object")]
     request_headers: Option<WrittenHeaders>,
     #[serde(deserialize_with = "optional_object")]
@@ -81,6 +83,10 @@ impl Words for Balance {
     const WORDS: &'static str = r#"one of "round-robin", "random", "least-request" and "hash""#;
 }
 
+impl Words for NormalizePath {
+    const WORDS: &'static str = r#"one of "lookup", "forward" and "off""#;
+}
+
 impl Written {
     fn finish(self) -> Result<Settings, BadValue> {
         let default = Settings::default();
@@ -94,8 +100,10 @@ impl Written {
             host_header: self
                 .host_header
                 .map_or(Ok(HostHeader::Preserve), host_header)?,
+            normalize_path: (self.normalize_path).map_or(default.normalize_path, |word| word.0),
             strip_prefix: self.strip_prefix.unwrap_or(false),
             add_prefix: self.add_prefix.map_or(Ok("".into()), add_prefix)?,
+            add_query: self.add_query.map_or(Ok("".into()), add_query)?,
             request_headers: header_rules("request_headers", self.request_headers)?,
             response_headers: header_rules("response_headers", self.response_headers)?,
             redirect_https: self.redirect_https.unwrap_or(false),

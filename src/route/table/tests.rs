@@ -86,6 +86,55 @@ fn the_host_is_chosen_first_and_then_the_longest_prefix() {
 }
 
 #[test]
+fn where_normalising_is_off_a_path_means_one_route_or_none() {
+    let spelled = Arc::new(Settings {
+        normalize_path: NormalizePath::Off,
+        ..Settings::default()
+    });
+    let mut table = table(&[
+        "a.example",
+        "a.example/api",
+        "b.example/api",
+        "c.example/api",
+    ]);
+    for name in ["a.example/raw", "b.example", "c.example/raw", "d.example"] {
+        let route = Arc::into_inner(route(name)).expect("nobody else has it");
+        table.insert(Arc::new(Route {
+            settings: spelled.clone(),
+            ..route
+        }));
+    }
+    for (host, path, expected) in [
+        ("a.example", "/raw", Ok("a.example/raw")),
+        ("a.example", "/raw/x//y/./%7e%zz/../z", Ok("a.example/raw")),
+        ("a.example", "/x/../y", Ok("a.example")),
+        ("a.example", "/%61pi", Ok("a.example/api")),
+        ("a.example", "/x/../api", Ok("a.example/api")),
+        ("a.example", "/%72aw", Err(Miss::Spelling)),
+        ("a.example", "//raw", Err(Miss::Spelling)),
+        ("a.example", "/x/../raw", Err(Miss::Spelling)),
+        ("a.example", "/raw/../api", Err(Miss::Spelling)),
+        ("a.example", "/raw/..", Err(Miss::Spelling)),
+        ("a.example", "/raw%2f..%2fapi", Ok("a.example")),
+        // Off for the rest of a host, which another prefix guards.
+        ("b.example", "/x/../y", Ok("b.example")),
+        ("b.example", "/api/./x", Ok("b.example/api")),
+        ("b.example", "/%61pi", Err(Miss::Spelling)),
+        ("b.example", "/x/../api", Err(Miss::Spelling)),
+        ("b.example", "/api/../x", Err(Miss::Spelling)),
+        // Nothing serves the rest.
+        ("c.example", "/raw/../x", Err(Miss::Spelling)),
+        ("c.example", "/x/../raw", Err(Miss::Spelling)),
+        ("c.example", "/api/../x", Err(Miss::Path)),
+        ("c.example", "*", Err(Miss::Path)),
+        ("d.example", "/x/..//%61", Ok("d.example")),
+    ] {
+        let found = table.find(host, path).map(|route| &*route.name);
+        assert_eq!(found, expected, "{host} {path}");
+    }
+}
+
+#[test]
 fn any_host_serves_the_rest() {
     let table = table(&["*", "a.example/x"]);
     for (host, path, expected) in [

@@ -71,6 +71,17 @@ pub(super) fn add_prefix(text: String) -> Result<Box<str>, BadValue> {
     Ok(format!("/{segments}").into())
 }
 
+pub(super) fn add_query(text: String) -> Result<Box<str>, BadValue> {
+    let bad = |problem: &str| Err(BadValue::field("add_query", format!("{text:?} {problem}")));
+    if text.starts_with('?') {
+        return bad("starts with \"?\", which is put before it anyway");
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains(['#', '<', '>', '"']) {
+        return bad("has a character that must be percent-encoded in a query");
+    }
+    Ok(text.into())
+}
+
 pub(super) fn header_rules(
     field: &str,
     written: Option<WrittenHeaders>,

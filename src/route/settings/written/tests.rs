@@ -81,6 +81,7 @@ fn what_becomes_of_upstreams_that_fail_is_read() {
 fn everything_in_force_is_read() {
     let settings = parse(
         br#"{"balance": "random", "host_header": "app.internal:8080", "strip_prefix": true, "add_prefix": "/base/",
+             "normalize_path": "forward", "add_query": "key=v%20w&x",
              "request_headers": {"set": {"X-A": "1"}, "add": {"x-b": "2"}, "remove": ["Cookie"]},
              "response_headers": {"remove": ["server"]}, "redirect_https": true,
              "timeouts": {"connect": "250ms", "response": "10s", "idle": "1m", "queue": "3s", "request": "2m", "client_body": "5m"},
@@ -93,8 +94,10 @@ fn everything_in_force_is_read() {
     let expected = Settings {
         balance: Some(Balance::Random),
         host_header: HostHeader::Literal(value("app.internal:8080")),
+        normalize_path: NormalizePath::Forward,
         strip_prefix: true,
         add_prefix: "/base".into(),
+        add_query: "key=v%20w&x".into(),
         request_headers: HeaderRules {
             set: vec![(name("x-a"), value("1"))],
             add: vec![(name("x-b"), value("2"))],
@@ -167,6 +170,20 @@ fn bad_settings_are_rejected_by_name() {
             "add_prefix: \"base\" does not start",
         ),
         (r#"{"add_prefix": "/a?b"}"#, "add_prefix"),
+        (
+            r#"{"add_query": "?a=b"}"#,
+            "add_query: \"?a=b\" starts with \"?\"",
+        ),
+        (r#"{"add_query": "a b"}"#, "must be percent-encoded"),
+        (r#"{"add_query": "a#b"}"#, "must be percent-encoded"),
+        (
+            r#"{"normalize_path": "on"}"#,
+            "normalize_path: unknown variant `on`, expected one of `lookup`, `forward`, `off`",
+        ),
+        (
+            r#"{"normalize_path": true}"#,
+            "normalize_path: invalid type: boolean `true`, expected one of \"lookup\", \"forward\" and \"off\"",
+        ),
         (r#"{"add_prefix": "/a//b"}"#, "add_prefix"),
         (r#"{"add_prefix": "/a/../b"}"#, "add_prefix"),
         (
