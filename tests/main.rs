@@ -74,6 +74,8 @@ mod register_command;
 mod removal;
 mod retries;
 mod retry_costs;
+mod reverse_proxy;
+mod reverse_proxy_bodies;
 mod rollback;
 mod routes_live;
 mod snapshot;

@@ -20,6 +20,7 @@ pub mod misbehaving;
 pub mod neighbour;
 pub mod network;
 pub mod origin;
+pub mod pairs;
 pub mod process;
 pub mod register;
 pub mod rig;
