@@ -2,8 +2,10 @@
 //! to be. What two parsers could take for two things is refused, or said anew in one way; and what is left over of one
 //! answer is never the next one.
 
+use std::sync::Arc;
+
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::support::{
     front::{
@@ -70,6 +72,22 @@ const STATUS_LINES: &[Row] = &[
         NONSENSE,
         Closed,
     ),
+    ("HTTP/1.1 200OK", NONSENSE, Closed),
+    ("HTTP/1.1 200\tOK", NONSENSE, Closed),
+    ("HTTP/1.1 +200 OK", NONSENSE, Closed),
+    ("HTTP/1.1 2000 OK", NONSENSE, Closed),
+    ("HTTP/1.1", NONSENSE, Closed),
+    ("HTTP/2 200 OK", NONSENSE, Closed),
+    ("HTTP/2.0 200 OK", NONSENSE, Closed),
+    (" HTTP/1.1 200 OK", NONSENSE, Closed),
+    ("\0HTTP/1.1 200 OK", NONSENSE, Closed),
+    ("\u{feff}HTTP/1.1 200 OK", NONSENSE, Closed),
+    ("GET / HTTP/1.1", NONSENSE, Closed),
+    ("220 mail ready", NONSENSE, Closed),
+    ("0\r\n\r\nHTTP/1.1 200 OK", NONSENSE, Closed),
+    ("HTTP/1.0 200 OK", HELLO, Closed),
+    // Empty lines before it, as behind the body of an old server.
+    ("\r\nHTTP/1.1 200 OK", HELLO, Kept),
 ];
 
 /// Between a status line and `Content-Length: 5`.
@@ -92,6 +110,18 @@ const FIELDS: &[Row] = &[
     ),
     // What frames the message is obeyed, whoever says that it is for one hop only.
     ("Connection: content-length", HELLO, Kept),
+    ("\tx: 1", NONSENSE, Closed),
+    ("x : 1", NONSENSE, Closed),
+    ("x y: 1", NONSENSE, Closed),
+    ("\u{e9}: 1", NONSENSE, Closed),
+    ("x: a\0b", NONSENSE, Closed),
+    ("x: \x01", NONSENSE, Closed),
+    ("x: a\rb", NONSENSE, Closed),
+    ("x: a\r\r\ny: b", NONSENSE, Closed),
+    ("Transfer-Encoding : chunked", NONSENSE, Closed),
+    ("Transfer-Encoding\n: chunked", NONSENSE, Closed),
+    ("x: a\nContent-Length: 4", NONSENSE, Closed),
+    ("x: \u{e9}", HELLO, Kept),
 ];
 
 /// Values of `Content-Length`.
@@ -112,6 +142,14 @@ const LENGTHS: &[Row] = &[
     ("0", Whole(200, ""), Closed),
     ("5\r\nContent-Length: 5, 5", HELLO, Kept),
     ("0005", HELLO, Kept),
+    ("", NONSENSE, Closed),
+    ("+5", NONSENSE, Closed),
+    ("-5", NONSENSE, Closed),
+    ("0x5", NONSENSE, Closed),
+    ("5\x0b", NONSENSE, Closed),
+    ("\u{a0}5", NONSENSE, Closed),
+    ("5\r\nContent-Length:", NONSENSE, Closed),
+    ("99999999999999999999", NONSENSE, Closed),
 ];
 
 /// Values of `Transfer-Encoding`, in front of `hello` in one chunk.
@@ -127,6 +165,15 @@ const CODINGS: &[Row] = &[
     ("chunked\r\nTransfer-Encoding: identity", CODING, Closed),
     ("chunked\r\nContent-Length: 3", HELLO, Closed),
     ("chunked\r\nConnection: transfer-encoding", HELLO, Kept),
+    ("gzip, chunked", CODING, Closed),
+    ("chunked, chunked", CODING, Closed),
+    (", chunked", CODING, Closed),
+    ("'chunked'", CODING, Closed),
+    ("chunked\u{a0}", CODING, Closed),
+    ("chunked\0", NONSENSE, Closed),
+    ("chunked\r\n , identity", NONSENSE, Closed),
+    ("CHUNKED", HELLO, Kept),
+    ("\tchunked ", HELLO, Kept),
 ];
 
 /// Behind a head that says `chunked`.
@@ -155,6 +202,20 @@ const CHUNKS: &[Row] = &[
     ("5\r\nhello\r\n\r\n0\r\n\r\n", Cut, Closed),
     ("5\r\nhello\r\n0\r\nx: 1\r\n folded\r\n\r\n", Cut, Closed),
     ("5\r\nhello\r\n0\r\nx: 1\0\r\n\r\n", Cut, Closed),
+    ("5 ;a\r\nhello\r\n0\r\n\r\n", HELLO, Kept),
+    ("0000000000000005\r\nhello\r\n0\r\n\r\n", HELLO, Kept),
+    ("00000000000000005\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("-5\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("5h\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("5;a\0\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("5;a\rb\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("4\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("6\r\nhello\r\n0\r\n\r\n", Cut, Closed),
+    ("5\r\nhello\n0\r\n\r\n", Cut, Closed),
+    ("5\r\nhello\r\n0\r\n: 1\r\n\r\n", Cut, Closed),
+    ("5\r\nhello\r\n0\r\nx : 1\r\n\r\n", Cut, Closed),
+    ("5\r\nhello\r\n0\r\nx\r\n\r\n", Cut, Closed),
 ];
 
 /// Answers without a body, and what comes behind them all the same.
@@ -209,7 +270,10 @@ const BODILESS: &[(&str, &str, Sees, Then)] = &[
     ),
 ];
 
-fn every_lie() -> Vec<(&'static str, String, Sees, Then)> {
+/// The method, the answer to it, what a client sees, and what becomes of the connection.
+type Lie = (&'static str, String, Sees, Then);
+
+fn every_lie() -> Vec<Lie> {
     const HELLO: &str = "Content-Length: 5\r\n\r\nhello";
     const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding";
     let spelled = |rows: &[Row], spell: &dyn Fn(&str) -> String| -> Vec<_> {
@@ -244,32 +308,60 @@ fn every_lie() -> Vec<(&'static str, String, Sees, Then)> {
     .concat()
 }
 
+/// So many at a time.
+const AT_ONCE: usize = 24;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_could_be_taken_for_two_things_is_refused_or_said_anew() {
+    play(Front::Http11, every_lie(), usize::MAX).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_is_for_clients_of_http_1_0() {
+    play(Front::Http10, every_lie(), usize::MAX).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_is_for_clients_of_http_2() {
+    play(Front::H2, every_lie(), usize::MAX).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_is_byte_by_byte() {
+    let mut lies = every_lie();
+    // Of bytes that come behind a whole answer nobody knows whether they do so before the next request.
+    lies.retain(|(_, _, sees, then)| *then == Kept || !matches!(sees, Whole(..)));
+    play(Front::Http11, lies, 1).await;
+}
+
+/// Each lie, in pieces of `step` bytes.
+async fn play(front: Front, lies: Vec<Lie>, step: usize) {
     let hosts = tempfile::tempdir().unwrap();
     let good = Origin::named("good").await;
     write(&hosts.path().join(format!("good.test/{good}")), "");
     let settings = json!({"timeouts": {"idle": "1s"}}).to_string();
     let mut liars = Vec::new();
-    for front in [Front::Http10, Front::Http11, Front::H2] {
-        for (method, answer, sees, then) in every_lie() {
-            let script = [Step::Request, Step::Say(answer.clone().into())];
-            let liar = misbehaving(script.iter().cycle().take(40).cloned().collect(), None).await;
-            let route = hosts.path().join(format!("{}.test", liars.len()));
-            write(&route.join(liar.to_string()), "");
-            write(&route.join("@settings"), &settings);
-            liars.push((front, method, answer, sees, then, liar));
-        }
+    for (method, answer, sees, then) in lies {
+        let pieces = answer.as_bytes().chunks(step);
+        let said = pieces.map(|piece| Step::Say(piece.to_vec()));
+        let script: Vec<Step> = [Step::Request].into_iter().chain(said).collect();
+        let liar = misbehaving(vec![script; 20].concat(), None).await;
+        let route = hosts.path().join(format!("{}.test", liars.len()));
+        write(&route.join(liar.to_string()), "");
+        write(&route.join("@settings"), &settings);
+        liars.push((method, answer, sees, then, liar));
     }
     let waypost = Waypost::builder()
         .hosts_dir(hosts.path())
         .flag("--workers", 1)
         .start()
         .await;
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut running = JoinSet::new();
-    for (number, (front, method, answer, sees, then, liar)) in liars.into_iter().enumerate() {
-        let address = waypost.address();
+    for (number, (method, answer, sees, then, liar)) in liars.into_iter().enumerate() {
+        let (address, turns) = (waypost.address(), turns.clone());
         running.spawn(async move {
+            let _turn = turns.acquire_owned().await.expect("never closed");
             let mut caller = Caller::new(front, address).await;
             let host = format!("{number}.test");
             for _ in 0..2 {

@@ -39,6 +39,7 @@ mod fleet;
 mod fleet_deploy;
 mod fleet_drain;
 mod fleet_joining;
+mod framing;
 mod health_checks;
 mod held_deletes;
 mod history;

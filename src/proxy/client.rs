@@ -108,6 +108,7 @@ pub struct Client {
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
     is_upgraded: Cell<bool>,
+    reading_paused: Cell<bool>,
 }
 
 impl Client {
@@ -137,6 +138,7 @@ impl Client {
             draining: Cell::new(false),
             upgraded: RefCell::new(None),
             is_upgraded: Cell::new(false),
+            reading_paused: Cell::new(false),
         })
     }
 
@@ -306,13 +308,11 @@ impl Client {
         self.phase.get()
     }
 
-    /// Bytes came; whether they are, between requests, the first ones of a request head.
-    pub fn received(&self) -> bool {
-        let begins = self.phase.get() == Phase::Idle && self.protocol.get() == Protocol::Http1;
-        if begins {
+    /// Bytes came: between requests, the first ones of a request head.
+    pub fn received(&self) {
+        if self.phase.get() == Phase::Idle && self.protocol.get() == Protocol::Http1 {
             self.enter(Phase::Head);
         }
-        begins
     }
 
     /// The client does not take what we write now, or does again.
@@ -346,6 +346,25 @@ impl Client {
         let mut interim = self.interim.borrow_mut();
         if !interim.is_empty() && !self.at_message_start.get() {
             interim.clear();
+        }
+    }
+
+    /// Whether what comes next is HTTP depends on the answer to the request before it, which asks for an upgrade.
+    pub fn pause_reading(&self) {
+        self.reading_paused.set(true);
+    }
+
+    /// Whether it waits for that answer.
+    pub fn is_reading_paused(&self) -> bool {
+        self.reading_paused.get()
+    }
+
+    /// The answer is known.
+    pub fn resume_reading(&self) {
+        if self.reading_paused.replace(false)
+            && let Some(waker) = self.waker.borrow_mut().take()
+        {
+            waker.wake();
         }
     }
 

@@ -17,7 +17,6 @@ pub mod forwarded;
 mod headers;
 pub mod in_flight;
 mod journey;
-mod max_forwards;
 mod outcome;
 pub mod record;
 pub mod retry;
@@ -137,6 +136,7 @@ impl Proxy {
             }
         };
         client.settle_interim();
+        client.resume_reading();
         if parts.version < Version::HTTP_2 {
             let closes = self.draining.get() || client.has_unread_body();
             if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -166,14 +166,17 @@ impl Proxy {
             }
             failure
         };
+        // Who sends what is no request is not listened to any more, as after what hyper refuses.
+        let refuse = |failure: Failure| {
+            self.count_unrouted("malformed");
+            client.leave_body_unread();
+            failure
+        };
         // hyper counts up to a hundred of HTTP/1, and leaves all else to us.
         if request.headers.len() > self.limits.header_fields {
-            self.count_unrouted("malformed");
-            return Err(early(Failure::too_many_fields()));
+            return Err(refuse(Failure::too_many_fields()));
         }
-        let target = target::of(request, self.limits.target_bytes)
-            .inspect_err(|_| self.count_unrouted("malformed"))
-            .map_err(early)?;
+        let target = target::of(request, self.limits.target_bytes).map_err(refuse)?;
         record.host(&target.host);
         let route = {
             let table = self.live.table.load();
@@ -202,16 +205,8 @@ impl Proxy {
             record.status = response.status().as_u16();
             return Ok(response);
         }
-        if max_forwards::ends_here(request) {
-            if body_announced {
-                client.leave_body_unread();
-            }
-            let response = max_forwards::answer(&request.method)?;
-            record.status = response.status().as_u16();
-            return Ok(response);
-        }
         let mut path = rewritten(&route, &target).map_err(early)?;
-        let mut body = RequestBody::new(incoming, settings.max_body);
+        let mut body = RequestBody::new(incoming, request.version, settings.max_body);
         if body.length().is_none() && headers::has_other_coding(&request.headers) {
             return Err(early(Failure::new(
                 StatusCode::NOT_IMPLEMENTED,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use hyper::body::{Body, Incoming};
 use thiserror::Error;
 
@@ -21,6 +21,8 @@ use replay::Replay;
 pub struct RequestBody {
     /// What the client has still to send.
     incoming: Option<Incoming>,
+    /// HTTP/2: only the end of the stream is its end.
+    ends_with_stream: bool,
     /// As announced.
     length: Option<u64>,
     limit: u64,
@@ -52,8 +54,8 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
-    /// The body of a request, of at most `limit` bytes.
-    pub fn new(incoming: Incoming, limit: Option<u64>) -> Self {
+    /// The body of a request of this version of HTTP, of at most `limit` bytes.
+    pub fn new(incoming: Incoming, version: Version, limit: Option<u64>) -> Self {
         let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
         let received = incoming.is_some().then(Rc::default);
         let length = match &incoming {
@@ -63,6 +65,7 @@ impl RequestBody {
         Self {
             ended: incoming.is_none(),
             incoming,
+            ends_with_stream: version == Version::HTTP_2,
             length,
             limit: limit.unwrap_or(u64::MAX),
             begun: false,
@@ -75,6 +78,7 @@ impl RequestBody {
     pub fn empty() -> Self {
         Self {
             incoming: None,
+            ends_with_stream: false,
             length: Some(0),
             limit: 0,
             begun: false,
@@ -158,6 +162,10 @@ impl RequestBody {
         self.begun = true;
         loop {
             return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                // Ended by a reset, be it one without an error, it is not all there.
+                None if self.ends_with_stream && !incoming.is_end_stream() => {
+                    Some(Err(RequestBodyError::Broken))
+                }
                 None => {
                     self.incoming = None;
                     None

@@ -116,7 +116,7 @@ pub async fn serve(
         None => return count_limit(proxy, client),
     };
     client.opened(protocol);
-    let io = ClientIo::new(stream, replay, client.clone());
+    let io = ClientIo::new(stream, replay, protocol, client.clone());
     match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
         Protocol::Http2 => serve_http2(proxy, protocols, client, io).await,

@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use memchr::memchr;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -22,8 +21,9 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use super::strict::{StrictFraming, Verdict};
 use crate::{
-    proxy::client::{Client, Expiry, Phase, Refused},
+    proxy::client::{Client, Expiry, Phase, Protocol, Refused},
     telemetry::metrics::Limit,
 };
 
@@ -58,46 +58,92 @@ thread_local! {
 /// The stamped stream.
 pub struct ClientIo {
     stream: ClientStream,
-    /// Bytes read while sniffing, read again first.
+    /// Bytes read while sniffing, or before the answer to a request for an upgrade; read again first.
     replay: Bytes,
+    /// Looks at what comes before hyper does; HTTP/1.1 only.
+    strict: Option<StrictFraming>,
     state: Rc<Client>,
     /// An interim head that is partly written: nothing may come between its bytes.
     interim: BytesMut,
-    /// The line that a request head begins with is there.
-    has_request_line: bool,
     pub(super) read_eof: bool,
 }
 
 impl ClientIo {
     /// Wraps a stream whose first bytes, `replay`, were read already.
-    pub fn new(stream: ClientStream, replay: Bytes, state: Rc<Client>) -> Self {
+    pub fn new(stream: ClientStream, replay: Bytes, protocol: Protocol, state: Rc<Client>) -> Self {
         Self {
             stream,
             replay,
+            strict: (protocol == Protocol::Http1).then(StrictFraming::default),
             state,
             interim: BytesMut::new(),
-            has_request_line: false,
             read_eof: false,
         }
     }
 
     /// Puts bytes back that were read too much; they are read again before anything else.
     pub fn unread(&mut self, bytes: Bytes) {
-        debug_assert!(self.replay.is_empty());
         // An empty rest would still hold the whole buffer it was read into.
-        self.replay = if bytes.is_empty() {
-            Bytes::new()
-        } else {
-            bytes
+        self.replay = match (bytes.is_empty(), self.replay.is_empty()) {
+            (true, true) => Bytes::new(),
+            (true, false) => return,
+            (false, true) => bytes,
+            (false, false) => Bytes::from([bytes, std::mem::take(&mut self.replay)].concat()),
         };
     }
 
-    fn note_received(&mut self, bytes: &[u8]) {
-        if self.state.received() {
-            self.has_request_line = false;
+    /// Shows what was read, from `before` on, to the strict framing, and does as it says.
+    fn judge(&mut self, before: usize, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+        let Some(strict) = self.strict.as_mut().filter(|_| !self.state.is_upgraded()) else {
+            return Ok(());
+        };
+        match strict.check(&buf.filled()[before..]) {
+            Verdict::Pass => {}
+            Verdict::Pause(count) => {
+                let rest = Bytes::copy_from_slice(&buf.filled()[before + count..]);
+                self.unread(rest);
+                buf.set_filled(before + count);
+                self.state.pause_reading();
+            }
+            Verdict::Refuse(count, spoils) => {
+                buf.set_filled(before + count);
+                if buf.remaining() < spoils.len() {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                buf.put_slice(spoils);
+            }
         }
-        if !self.has_request_line {
-            self.has_request_line = memchr(b'\n', bytes).is_some();
+        Ok(())
+    }
+
+    /// Until an upgrade is answered, what comes is kept, as nobody knows what it is; only an end is told.
+    fn poll_read_paused(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.replay.is_empty() {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(self.poll_raw_read(cx, buf))?;
+        if buf.filled().len() == before {
+            self.read_eof = true;
+            return Poll::Ready(Ok(()));
+        }
+        self.replay = Bytes::copy_from_slice(&buf.filled()[before..]);
+        buf.set_filled(before);
+        Poll::Pending
+    }
+
+    fn poll_raw_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 
@@ -181,7 +227,14 @@ impl ClientIo {
         })?;
         // hyper only knows that all of it is too large.
         let (status, details, limit) = match said {
-            HEADER if !self.has_request_line => TARGET,
+            HEADER
+                if self
+                    .strict
+                    .as_ref()
+                    .is_some_and(StrictFraming::is_in_request_line) =>
+            {
+                TARGET
+            }
             said => said,
         };
         let text = format!("{status}: {details}\n");
@@ -224,16 +277,15 @@ impl AsyncRead for ClientIo {
         if this.state.expired() == Some(Expiry::Abort) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if this.state.is_reading_paused() {
+            return this.poll_read_paused(cx, buf);
+        }
         let before = buf.filled().len();
         if !this.replay.is_empty() {
             let n = this.replay.len().min(buf.remaining());
             buf.put_slice(&this.replay.split_to(n));
         } else {
-            let result = match &mut this.stream {
-                ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-                ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            };
-            match result {
+            match this.poll_raw_read(cx, buf) {
                 Poll::Ready(result) => result?,
                 // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
                 Poll::Pending => match this.state.expired() {
@@ -257,7 +309,8 @@ impl AsyncRead for ClientIo {
         if buf.filled().len() == before {
             this.read_eof = true;
         } else {
-            this.note_received(&buf.filled()[before..]);
+            this.state.received();
+            this.judge(before, buf)?;
         }
         Poll::Ready(Ok(()))
     }

@@ -8,6 +8,7 @@ pub mod io;
 pub mod listener;
 pub mod proxy_protocol;
 mod refusals;
+mod strict;
 mod thread;
 pub mod tls;
 

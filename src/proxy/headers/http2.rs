@@ -16,7 +16,6 @@ use crate::{
     proxy::{
         error::Failure,
         forwarded::{Sender, forwarded_for, forwarded_host, forwarded_proto},
-        max_forwards,
     },
     route::settings::HostHeader,
     upstream::Address,
@@ -96,14 +95,11 @@ impl UpstreamHead<'_> {
                 Fate::Stays => continue,
                 Fate::Te => seen.takes_trailers |= has_token(value, b"trailers"),
                 Fate::ContentLength => seen.length_announced = true,
-                _ if named.contains(name) || replaces(rules, name) => {}
-                Fate::MaxForwards => {
-                    let fewer = max_forwards::one_fewer(value);
-                    fields.append(name, fewer.unwrap_or_else(|| value.clone()));
-                }
                 // Crumbs stay crumbs: the upstream joins them (section 8.2.3).
                 Fate::Cookie | Fate::GoesOn => {
-                    fields.append(name, value.clone());
+                    if !named.contains(name) && !replaces(rules, name) {
+                        fields.append(name, value.clone());
+                    }
                 }
             }
         }

@@ -192,7 +192,9 @@ fn chunk_size(buffer: &mut BytesMut) -> Result<Option<u64>, MalformedBody> {
         return Err(MalformedBody);
     }
     let rest = line[digits..].trim_ascii_start();
-    if !(rest.is_empty() || rest[0] == b';') || rest.contains(&b'\r') {
+    let is_extension = rest.first().is_none_or(|first| *first == b';');
+    let is_text = |byte: &u8| !byte.is_ascii_control() || *byte == b'\t';
+    if !is_extension || !rest.iter().all(is_text) {
         return Err(MalformedBody);
     }
     let size = line[..digits].iter().fold(0u64, |size, digit| {

@@ -321,6 +321,8 @@ pub fn forbidden_in_trailers(name: &HeaderName) -> bool {
     FORBIDDEN.contains(name)
         || name == "keep-alive"
         || name == "proxy-connection"
+        || name == "content_length"
+        || name == "transfer_encoding"
         || tells_of_a_client(name.as_str().as_bytes())
 }
 
