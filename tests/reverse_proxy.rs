@@ -321,6 +321,51 @@ async fn paths_and_queries_are_joined_and_nothing_else() {
     }
 }
 
+/// RFC 9110 section 7.6.2: who counts hops is counted for, and heard of the last one.
+#[tokio::test]
+async fn max_forwards_is_counted_down_to_an_answer() {
+    let pairs = Pairs::new(
+        "{}",
+        Says {
+            length: Some(0),
+            ..Says::default()
+        },
+    )
+    .await;
+    for pair in pairs.all() {
+        for (method, hops, expected) in [
+            ("OPTIONS", "0", Err("200")),
+            ("OPTIONS", "000", Err("200")),
+            ("OPTIONS", "1", Ok("0")),
+            ("OPTIONS", "10", Ok("9")),
+            ("OPTIONS", "many", Ok("many")),
+            ("OPTIONS", "+0", Ok("+0")),
+            ("OPTIONS", "99999999999", Ok("99999999999")),
+            ("TRACE", "0", Err("501")),
+            ("TRACE", "3", Ok("2")),
+            ("GET", "0", Ok("0")),
+        ] {
+            let before = pair.asked();
+            let asks = Asks {
+                method,
+                ..asks("/", &[("max-forwards", hops)])
+            };
+            let answer = pair.ask(&asks).await;
+            let what = format!("{pair:?}: {method} {hops}");
+            match expected {
+                Ok(hops) => {
+                    assert_eq!(answer.line, "200", "{what}");
+                    assert_eq!(pair.latest().all("max-forwards"), [hops], "{what}");
+                }
+                Err(status) => {
+                    assert_eq!(answer.line, status, "{what}");
+                    assert_eq!(pair.asked(), before, "{what}");
+                }
+            }
+        }
+    }
+}
+
 /// "HTTP/1.0 without a body works."
 #[tokio::test]
 async fn http_1_0_without_a_body_works() {

@@ -16,6 +16,7 @@ use super::{
     forwarded::{
         Scheme, Sender, aliases_forwarded, forwarded_for, forwarded_host, forwarded_proto,
     },
+    max_forwards,
     target::Target,
 };
 use crate::{
@@ -88,11 +89,13 @@ impl UpstreamHead<'_> {
                 Fate::Cookie => seen.cookies += 1,
                 Fate::Te => seen.takes_trailers |= has_token(value, b"trailers"),
                 Fate::ContentLength => seen.length_announced = true,
-                Fate::GoesOn => {
-                    if !named.contains(name) && !replaces(rules, name) {
-                        line(out, name.as_str(), value.as_bytes());
-                    }
+                _ if named.contains(name) || replaces(rules, name) => {}
+                Fate::MaxForwards => {
+                    let fewer = max_forwards::one_fewer(value);
+                    let value = fewer.as_ref().unwrap_or(value);
+                    line(out, name.as_str(), value.as_bytes());
                 }
+                Fate::GoesOn => line(out, name.as_str(), value.as_bytes()),
             }
         }
         if seen.cookies > 0 && !named.contains(&COOKIE) && !replaces(rules, &COOKIE) {
@@ -115,6 +118,7 @@ impl UpstreamHead<'_> {
             "content-length" => Fate::ContentLength,
             // HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
             "expect" if self.request.version == Version::HTTP_10 => Fate::Stays,
+            "max-forwards" if max_forwards::counts(&self.request.method) => Fate::MaxForwards,
             text if self.sender == Sender::Unknown && aliases_forwarded(text) => Fate::Stays,
             _ => Fate::GoesOn,
         }
@@ -195,6 +199,7 @@ enum Fate {
     Cookie,
     Te,
     ContentLength,
+    MaxForwards,
 }
 
 /// What the fields of a request say, noted while they were written.

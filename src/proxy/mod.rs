@@ -17,6 +17,7 @@ pub mod forwarded;
 mod headers;
 pub mod in_flight;
 mod journey;
+mod max_forwards;
 mod outcome;
 pub mod record;
 pub mod retry;
@@ -202,6 +203,14 @@ impl Proxy {
                 client.leave_body_unread();
             }
             let response = redirect(&target)?;
+            record.status = response.status().as_u16();
+            return Ok(response);
+        }
+        if max_forwards::ends_here(request) {
+            if body_announced {
+                client.leave_body_unread();
+            }
+            let response = max_forwards::answer(&request.method)?;
             record.status = response.status().as_u16();
             return Ok(response);
         }

@@ -16,6 +16,7 @@ use crate::{
     proxy::{
         error::Failure,
         forwarded::{Sender, forwarded_for, forwarded_host, forwarded_proto},
+        max_forwards,
     },
     route::settings::HostHeader,
     upstream::Address,
@@ -95,11 +96,14 @@ impl UpstreamHead<'_> {
                 Fate::Stays => continue,
                 Fate::Te => seen.takes_trailers |= has_token(value, b"trailers"),
                 Fate::ContentLength => seen.length_announced = true,
+                _ if named.contains(name) || replaces(rules, name) => {}
+                Fate::MaxForwards => {
+                    let fewer = max_forwards::one_fewer(value);
+                    fields.append(name, fewer.unwrap_or_else(|| value.clone()));
+                }
                 // Crumbs stay crumbs: the upstream joins them (section 8.2.3).
                 Fate::Cookie | Fate::GoesOn => {
-                    if !named.contains(name) && !replaces(rules, name) {
-                        fields.append(name, value.clone());
-                    }
+                    fields.append(name, value.clone());
                 }
             }
         }
