@@ -1,5 +1,6 @@
 //! What a reverse proxy does to heads, sentence by sentence, for every client and every upstream (of HTTP/1.1 and of
-//! HTTP/2) that a sentence makes sense for. `reverse_proxy_bodies` has those about bodies.
+//! HTTP/2) that a sentence makes sense for. `reverse_proxy_bodies` has those about bodies, and `reverse_proxy_targets` those
+//! about what is asked for.
 //!
 //! "101 gives a two-way byte stream, half-close included, closed by cancellation" is in `http_upgrade`, "103 and 102
 //! relayed in order" in `http_interim` and `http2_upstream`.
@@ -8,8 +9,9 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::support::{
+    front::{self, Caller, Front},
     h2_raw,
-    http::{End, Wire, get},
+    http::{End, Wire},
     origin::Origin,
     pairs::{Asks, Body, Pairs, Says, Speaks, fields},
     waypost::Waypost,
@@ -282,90 +284,6 @@ async fn the_clients_address_is_appended_to_what_is_trusted_or_left_out() {
     }
 }
 
-/// "Static and request queries joined; `;` and `%zz` in a query forwarded raw; `%2F` in a path preserved; `/base` +
-/// `/dir` = `/base/dir` with one slash whatever the inputs."
-#[tokio::test]
-async fn paths_and_queries_are_joined_and_nothing_else() {
-    let joined: &[(&str, &str)] = &[
-        ("/dir", "/base/dir?k=v"),
-        ("/dir/", "/base/dir/?k=v"),
-        ("/", "/base/?k=v"),
-        ("/?", "/base/?k=v"),
-        ("/dir?x=1;y&%zz", "/base/dir?k=v&x=1;y&%zz"),
-        ("/a%2Fb%2f//c", "/base/a%2Fb%2f//c?k=v"),
-    ];
-    let as_it_came: &[(&str, &str)] = &[
-        ("/", "/"),
-        ("/?", "/?"),
-        ("/dir?x=1;y&%zz", "/dir?x=1;y&%zz"),
-        ("/a%2Fb%2f//c/../%zz", "/a%2Fb%2f//c/../%zz"),
-    ];
-    for (settings, cases) in [
-        (json!({"add_prefix": "/base", "add_query": "k=v"}), joined),
-        (json!({"add_prefix": "/base/", "add_query": "k=v"}), joined),
-        (json!({"add_prefix": "/", "add_query": ""}), as_it_came),
-        (json!({}), as_it_came),
-    ] {
-        let pairs = Pairs::new(&settings.to_string(), ok()).await;
-        for pair in pairs.all() {
-            for (path, expected) in cases {
-                assert_eq!(
-                    pair.ask(&asks(path, &[])).await.line,
-                    "200",
-                    "{pair:?} {path}"
-                );
-                let line = pair.latest().line;
-                assert_eq!(line, format!("GET {expected}"), "{pair:?} {settings}");
-            }
-        }
-    }
-}
-
-/// RFC 9110 section 7.6.2: who counts hops is counted for, and heard of the last one.
-#[tokio::test]
-async fn max_forwards_is_counted_down_to_an_answer() {
-    let pairs = Pairs::new(
-        "{}",
-        Says {
-            length: Some(0),
-            ..Says::default()
-        },
-    )
-    .await;
-    for pair in pairs.all() {
-        for (method, hops, expected) in [
-            ("OPTIONS", "0", Err("200")),
-            ("OPTIONS", "000", Err("200")),
-            ("OPTIONS", "1", Ok("0")),
-            ("OPTIONS", "10", Ok("9")),
-            ("OPTIONS", "many", Ok("many")),
-            ("OPTIONS", "+0", Ok("+0")),
-            ("OPTIONS", "99999999999", Ok("99999999999")),
-            ("TRACE", "0", Err("501")),
-            ("TRACE", "3", Ok("2")),
-            ("GET", "0", Ok("0")),
-        ] {
-            let before = pair.asked();
-            let asks = Asks {
-                method,
-                ..asks("/", &[("max-forwards", hops)])
-            };
-            let answer = pair.ask(&asks).await;
-            let what = format!("{pair:?}: {method} {hops}");
-            match expected {
-                Ok(hops) => {
-                    assert_eq!(answer.line, "200", "{what}");
-                    assert_eq!(pair.latest().all("max-forwards"), [hops], "{what}");
-                }
-                Err(status) => {
-                    assert_eq!(answer.line, status, "{what}");
-                    assert_eq!(pair.asked(), before, "{what}");
-                }
-            }
-        }
-    }
-}
-
 /// "HTTP/1.0 without a body works."
 #[tokio::test]
 async fn http_1_0_without_a_body_works() {
@@ -392,26 +310,37 @@ async fn what_comes_after_an_answer_is_no_part_of_the_next() {
     let late = "HTTP/1.1 103 Early Hints\r\nLink: </late>\r\n\r\n";
     let answer = |text: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{text}");
     let stray = answer("bad");
-    let origin = Origin::run(move |mut served| {
-        let (first, second) = (format!("{}{late}{stray}", answer("one")), answer("two"));
-        async move {
-            let number = served.connection;
-            while served.request().await.is_some() {
-                served
-                    .send(if number == 1 { &first } else { &second })
-                    .await;
-            }
-        }
-    })
-    .await;
     let waypost = Waypost::builder().flag("--workers", 1).start().await;
-    waypost.put("a.test", &origin, "").await;
-    let mut client = Wire::connect(waypost.address()).await;
-    for expected in ["one", "two", "two"] {
-        let answer = client.ask("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
-        assert_eq!((answer.text(), answer.interim.len()), (expected, 0));
-        assert_eq!(answer.head.all("link"), NO);
+    for (front, host) in [(Front::Http11, "one.test"), (Front::H2, "two.test")] {
+        let (first, second) = (format!("{}{late}{stray}", answer("one")), answer("two"));
+        let origin = Origin::run(move |mut served| {
+            let (first, second) = (first.clone(), second.clone());
+            async move {
+                let number = served.connection;
+                while served.request().await.is_some() {
+                    served
+                        .send(if number == 1 { &first } else { &second })
+                        .await;
+                }
+            }
+        })
+        .await;
+        waypost.put(host, &origin, "").await;
+        let mut client = Caller::new(front, waypost.address()).await;
+        for expected in ["one", "two", "two"] {
+            let asks = front::Asks {
+                method: "GET",
+                host,
+                path: "/",
+                body: None,
+            };
+            let seen = client.ask(asks).await;
+            assert_eq!(
+                (seen.status, &*seen.body),
+                (Some(200), expected),
+                "{front:?}"
+            );
+        }
+        assert_eq!(origin.connections(), 2, "{front:?}: the first was dropped");
     }
-    assert_eq!(get(waypost.address(), "a.test", "/").await.text(), "two");
-    assert_eq!(origin.connections(), 2, "the first was dropped");
 }

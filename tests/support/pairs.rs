@@ -1,6 +1,9 @@
 //! Every client with every upstream: HTTP/1.1 and HTTP/2 in front of and behind one Waypost, with one set of words for
 //! what is asked, what arrives, what is answered and what is seen.
 
+mod clients;
+mod origins;
+
 use std::{
     fmt,
     sync::{
@@ -9,16 +12,19 @@ use std::{
     },
 };
 
-use bytes::{Bytes, BytesMut};
-use h2::{RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::{sync::Semaphore, time::timeout};
 
+use self::{
+    clients::{http1_body, http1_head, open_h2},
+    origins::{over_h2, over_http1},
+};
 use super::{
     h2_client::{H2Client, collect},
-    h2_origin::{self, Exchange, H2Origin},
+    h2_origin::H2Origin,
     http::{Message, Wire},
-    origin::{self, Origin},
+    origin::Origin,
     waypost::{Builder, DEADLINE, Waypost, eventually},
 };
 
@@ -29,6 +35,7 @@ pub enum Speaks {
     H2,
 }
 
+pub use self::clients::Opened;
 use Speaks::{H2, Http1};
 
 pub type Fields = Vec<(String, String)>;
@@ -267,129 +274,6 @@ impl Pair<'_> {
     }
 }
 
-/// An exchange whose answer is read bit by bit. Dropping it is leaving.
-pub enum Opened {
-    Http1(Wire),
-    H2(
-        std::pin::Pin<Box<h2::client::ResponseFuture>>,
-        Option<RecvStream>,
-    ),
-}
-
-impl Opened {
-    /// The status of the answer, before any of its body is needed.
-    pub async fn head(&mut self) -> u16 {
-        match self {
-            Self::Http1(wire) => wire.head().await.expect("a head").status(),
-            Self::H2(response, body) => {
-                let response = timeout(DEADLINE, response.as_mut()).await;
-                let (head, rest) = response.expect("in time").expect("a head").into_parts();
-                *body = Some(rest);
-                head.status.as_u16()
-            }
-        }
-    }
-
-    /// Whether nothing more comes of the body, and what ends it is no end.
-    pub async fn is_cut(&mut self) -> bool {
-        match self {
-            // Its framing asks for more.
-            Self::Http1(wire) => wire.take_rest().await.0.trim_ascii().is_empty(),
-            Self::H2(_, body) => {
-                let data = body.as_mut().expect("the head came").data();
-                let data = timeout(DEADLINE, data).await.expect("in time");
-                data.is_some_and(|data| data.is_err())
-            }
-        }
-    }
-
-    /// Reads up to and with this text.
-    pub async fn body_until(&mut self, text: &str) {
-        match self {
-            Self::Http1(wire) => {
-                wire.take_until(text).await.expect("it comes");
-            }
-            Self::H2(_, body) => {
-                let body = body.as_mut().expect("the head came");
-                let mut all = BytesMut::new();
-                while !all.ends_with(text.as_bytes()) {
-                    let data = timeout(DEADLINE, body.data()).await;
-                    let data = data.expect("in time").expect("it comes").expect("whole");
-                    let _ = body.flow_control().release_capacity(data.len());
-                    all.extend_from_slice(&data);
-                }
-            }
-        }
-    }
-}
-
-fn http1_head(asks: &Asks, host: &str) -> Vec<u8> {
-    let mut head = format!("{} {} HTTP/1.1\r\nHost: {host}\r\n", asks.method, asks.path);
-    for (name, value) in &asks.fields {
-        head += &format!("{name}: {value}\r\n");
-    }
-    match &asks.body {
-        Body::None => {}
-        Body::Length(body) => head += &format!("Content-Length: {}\r\n", body.len()),
-        Body::Unknown(..) => head += "Transfer-Encoding: chunked\r\n",
-    }
-    (head + "\r\n").into_bytes()
-}
-
-fn http1_body(body: &Body) -> Vec<u8> {
-    match body {
-        Body::None => Vec::new(),
-        Body::Length(body) => body.to_vec(),
-        Body::Unknown(body, trailers) => [chunk(body), last_chunk(trailers)].concat(),
-    }
-}
-
-fn chunk(data: &[u8]) -> Vec<u8> {
-    match data.len() {
-        0 => Vec::new(),
-        length => [format!("{length:x}\r\n").as_bytes(), data, b"\r\n"].concat(),
-    }
-}
-
-fn last_chunk(trailers: &Fields) -> Vec<u8> {
-    let trailers = trailers
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\r\n"));
-    format!("0\r\n{}\r\n", trailers.collect::<String>()).into_bytes()
-}
-
-async fn open_h2(
-    client: &H2Client,
-    asks: &Asks,
-    host: &str,
-) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
-    let uri = format!("http://{host}{}", asks.path);
-    let mut request = Request::builder().method(asks.method).uri(uri);
-    for (name, value) in &asks.fields {
-        request = request.header(name, value);
-    }
-    if let Body::Length(body) = &asks.body {
-        request = request.header("content-length", body.len());
-    }
-    let request = request.body(()).expect("a request");
-    let ends = matches!(asks.body, Body::None);
-    let (response, mut stream) = client.open(request, ends).await;
-    // It may be over already.
-    match &asks.body {
-        Body::None => {}
-        Body::Length(body) => {
-            let _ = stream.send_data(body.clone(), true);
-        }
-        Body::Unknown(body, trailers) => {
-            let _ = stream.send_data(body.clone(), trailers.is_empty());
-            if !trailers.is_empty() {
-                let _ = stream.send_trailers(to_map(trailers));
-            }
-        }
-    }
-    (response, stream)
-}
-
 fn to_map(fields: &Fields) -> HeaderMap {
     let parsed = |(name, value): &(String, String)| {
         let name: HeaderName = name.parse().unwrap();
@@ -431,109 +315,5 @@ fn of_message(message: &Message) -> Seen {
         body: message.body.clone().into(),
         trailers: lower(&message.trailers),
         whole: message.whole,
-    }
-}
-
-async fn over_http1(mut served: origin::Served, says: Says, seen: Arc<Log>) {
-    loop {
-        let request = match says.early {
-            false => served.request().await,
-            true => served.wire.head().await.ok().map(|head| Message {
-                head,
-                ..Message::default()
-            }),
-        };
-        let Some(request) = request else {
-            return;
-        };
-        seen.requests.lock().unwrap().push(of_message(&request));
-        if says.ends == Ends::HangsUp {
-            return;
-        }
-        let mut head = "HTTP/1.1 200 OK\r\n".to_owned();
-        for (name, value) in &says.fields {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head += &match says.length {
-            Some(length) => format!("Content-Length: {length}\r\n\r\n"),
-            None => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
-        };
-        served.send(head).await;
-        for piece in &says.pieces {
-            pass(&says).await;
-            let piece = match says.length {
-                Some(_) => piece.to_vec(),
-                None => chunk(piece),
-            };
-            served.send(piece).await;
-        }
-        pass(&says).await;
-        match says.ends {
-            Ends::Whole if says.length.is_none() => {
-                served.send(last_chunk(&fields(&says.trailers))).await;
-            }
-            Ends::Whole => {}
-            Ends::Never => {
-                served.wire.take_rest().await;
-                seen.cancelled.fetch_add(1, Ordering::SeqCst);
-                return;
-            }
-            Ends::Cut | Ends::HangsUp => return,
-        }
-    }
-}
-
-async fn over_h2(mut exchange: Exchange, says: Says, seen: Arc<Log>) {
-    let (body, trailers) = match says.early {
-        false => exchange.read().await,
-        true => Default::default(),
-    };
-    let head = &exchange.asked.head;
-    let target = head.uri.path_and_query().map_or("", |path| path.as_str());
-    let host = head
-        .uri
-        .authority()
-        .map_or("", |authority| authority.as_str());
-    seen.requests.lock().unwrap().push(Seen {
-        line: format!("{} {target}", head.method),
-        host: host.to_owned(),
-        fields: of_map(&head.headers),
-        body,
-        trailers: of_map(&trailers),
-        whole: true,
-    });
-    if says.ends == Ends::HangsUp {
-        exchange.respond.send_reset(h2::Reason::INTERNAL_ERROR);
-        return;
-    }
-    let length = says.length.map(|length| length.to_string());
-    let length = length
-        .as_ref()
-        .map(|length| ("content-length", length.as_str()));
-    let fields: Vec<_> = says.fields.iter().copied().chain(length).collect();
-    let mut stream = exchange.head(200, &fields, false);
-    for piece in &says.pieces {
-        pass(&says).await;
-        let _ = stream.send_data(piece.clone(), false);
-    }
-    pass(&says).await;
-    match says.ends {
-        Ends::Whole if says.trailers.is_empty() => {
-            let _ = stream.send_data(Bytes::new(), true);
-        }
-        Ends::Whole => {
-            let _ = stream.send_trailers(h2_origin::trailers(&says.trailers));
-        }
-        Ends::Never => {
-            let _ = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
-            seen.cancelled.fetch_add(1, Ordering::SeqCst);
-        }
-        Ends::Cut | Ends::HangsUp => stream.send_reset(h2::Reason::INTERNAL_ERROR),
-    }
-}
-
-async fn pass(says: &Says) {
-    if let Some(gate) = &says.gate {
-        gate.acquire().await.expect("it is never closed").forget();
     }
 }
