@@ -151,6 +151,28 @@ async fn each_form_of_target_is_one_request_or_refused() {
 }
 
 #[tokio::test]
+async fn a_redirect_to_https_names_the_same_host_whatever_the_target() {
+    let origin = Origin::named("o").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    let settings = r#"{"redirect_https": true}"#;
+    waypost.put("a.test", "@settings", settings).await;
+    for (line, location) in [
+        ("GET /x?y", "https://a.test/x?y"),
+        ("GET //b.test/x", "https://a.test//b.test/x"),
+        ("GET http://A.test:80?y", "https://a.test/?y"),
+        // The server as a whole: a URL without a path (RFC 9112 section 3.2.4).
+        ("OPTIONS *", "https://a.test"),
+    ] {
+        let request = format!("{line} HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        let response = ask(waypost.address(), request).await;
+        assert_eq!(response.status(), 308, "{line}");
+        assert_eq!(response.head.one("location"), Some(location), "{line}");
+    }
+    assert_eq!(origin.requests().len(), 0);
+}
+
+#[tokio::test]
 async fn pseudo_fields_are_one_request_or_refused() {
     let origin = Origin::named("o").await;
     let waypost = Waypost::builder().start().await;

@@ -20,6 +20,7 @@ mod journey;
 mod max_forwards;
 mod outcome;
 pub mod record;
+mod redirect;
 pub mod retry;
 mod setback;
 mod target;
@@ -33,9 +34,7 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONNECTION, LOCATION},
-    request::Parts,
+    HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION, request::Parts,
 };
 use hyper::body::Incoming;
 
@@ -202,7 +201,7 @@ impl Proxy {
             if body_announced {
                 client.leave_body_unread();
             }
-            let response = redirect(&target)?;
+            let response = redirect::to_https(&target)?;
             record.status = response.status().as_u16();
             return Ok(response);
         }
@@ -346,20 +345,6 @@ impl Proxy {
             buffers.push(buffer);
         }
     }
-}
-
-/// `redirect_https`: 308 to the same place on port 443.
-fn redirect(target: &Target<'_>) -> Result<Response<ResponseBody>, Failure> {
-    if target.host.is_empty() {
-        return Err(Failure::malformed("no Host to redirect to"));
-    }
-    let location = format!("https://{}{}{}", target.host, target.path, target.query);
-    let location = HeaderValue::try_from(location)
-        .map_err(|_| Failure::malformed("malformed request target"))?;
-    let mut response = Response::new(ResponseBody::empty());
-    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
-    response.headers_mut().insert(LOCATION, location);
-    Ok(response)
 }
 
 /// What to ask the upstream for.
