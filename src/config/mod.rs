@@ -15,7 +15,7 @@ use ipnet::IpNet;
 pub use self::{
     args::{NEVER_DIALLED, ServeArgs},
     etcd::{EtcdArgs, EtcdConfig, EtcdUser, Password},
-    limits::{ClientLimits, ConnectionLimits, Http2Limits, LimitArgs, PerClient},
+    limits::{ClientLimits, Http2Limits, LimitArgs},
 };
 use crate::route::settings::Balance;
 

@@ -299,9 +299,7 @@ impl AsyncRead for ClientIo {
                         let _ = this.poll_raw_flush(cx);
                         return Poll::Ready(Ok(()));
                     }
-                    Some(Expiry::Idle | Expiry::Room | Expiry::Drain)
-                        if this.state.running() == 0 =>
-                    {
+                    Some(Expiry::Idle | Expiry::Drain) if this.state.running() == 0 => {
                         return Poll::Ready(Ok(()));
                     }
                     _ => return Poll::Pending,

@@ -3,13 +3,11 @@
 //! Nothing on a request's way crosses threads but the table and the counters in upstreams. Kernel-side
 //! `SO_REUSEPORT` spreads connections over the workers.
 
-mod admission;
 mod connection;
 pub mod io;
 pub mod listener;
 pub mod proxy_protocol;
 mod refusals;
-mod room;
 mod strict;
 mod thread;
 pub mod tls;
@@ -24,7 +22,7 @@ use std::{
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
 
-use self::{admission::Admission, thread::Shared, tls::TlsStore};
+use self::{thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
     descriptors::Descriptors,
@@ -130,20 +128,17 @@ impl DataPlane {
             .spawn(move || preloading.preload())
             .context("starting a thread")?;
         let own = addresses.iter().copied().chain([config.admin]).collect();
-        let trusted = config.trusted_proxies.iter().copied();
-        let trusted = Arc::new(trusted.collect::<TrustedProxies>());
-        let admission = Admission::new(
-            &config.limits.connections,
-            descriptors.client_share(),
-            trusted.clone(),
-            metrics.clone(),
-        );
         let shared = Shared {
             live,
             metrics,
             access_log,
-            trusted,
-            admission,
+            trusted: Arc::new(
+                config
+                    .trusted_proxies
+                    .iter()
+                    .copied()
+                    .collect::<TrustedProxies>(),
+            ),
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,
             limits: config.limits,

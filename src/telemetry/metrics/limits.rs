@@ -23,12 +23,6 @@ pub enum Limit {
     TargetSize,
     /// `max_body` of a route: 413.
     BodySize,
-    /// `--max-connections`: turned away.
-    Connections,
-    /// `--max-connections-per-client`: turned away.
-    ConnectionsPerClient,
-    /// `--max-connections`: idle, and closed to make room for another.
-    GaveWay,
 }
 
 /// `waypost_limit_hits_total{limit}`.
@@ -37,7 +31,7 @@ pub struct LimitHits([IntCounter; Limit::ALL.len()]);
 
 impl Limit {
     /// In the order of their values.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 8] = [
         Self::Opening,
         Self::Head,
         Self::Idle,
@@ -46,9 +40,6 @@ impl Limit {
         Self::HeaderSize,
         Self::TargetSize,
         Self::BodySize,
-        Self::Connections,
-        Self::ConnectionsPerClient,
-        Self::GaveWay,
     ];
 
     fn label(self) -> &'static str {
@@ -61,9 +52,6 @@ impl Limit {
             Self::HeaderSize => "header_size",
             Self::TargetSize => "target_size",
             Self::BodySize => "body_size",
-            Self::Connections => "connections",
-            Self::ConnectionsPerClient => "connections_per_client",
-            Self::GaveWay => "connections_gave_way",
         }
     }
 }

@@ -1,0 +1,178 @@
+//! A strict reader of what HTTP/1.1 clients send, on `httparse` and rules of its own: slow, simple, and of one mind.
+
+/// A request as it is to reach an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Method and target.
+    pub line: String,
+    pub body: Vec<u8>,
+}
+
+/// How a stream of requests ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// With its last request.
+    Well,
+    /// With one that is refused.
+    Refused,
+    /// Before one is whole.
+    Early,
+    /// With one of another host: it has no rules for those.
+    Elsewhere,
+}
+
+/// The rest, and what was read before it.
+type Read<'b, T> = Result<(T, &'b [u8]), Ends>;
+
+/// The requests at the front of `bytes`, and how they end.
+pub fn read(mut bytes: &[u8]) -> (Vec<Request>, Ends) {
+    let mut requests = Vec::new();
+    loop {
+        match next(bytes) {
+            Ok(((request, Then::Goes), rest)) => {
+                requests.push(request);
+                bytes = rest;
+            }
+            Ok(((request, Then::Stops), _)) => {
+                requests.push(request);
+                return (requests, Ends::Well);
+            }
+            Err(ends) => return (requests, ends),
+        }
+    }
+}
+
+/// Whether another request may follow.
+enum Then {
+    Goes,
+    Stops,
+}
+
+fn next(bytes: &[u8]) -> Read<'_, (Request, Then)> {
+    let (mut rest, mut empty) = (bytes, 0);
+    while let (b"", after) = line(rest)? {
+        rest = after;
+        empty += 1;
+        if empty > 4 {
+            return Err(Ends::Refused);
+        }
+    }
+    let start = rest;
+    while let (1.., after) = line(rest).map(|(line, after)| (line.len(), after))? {
+        rest = after;
+    }
+    let (_, body) = line(rest)?;
+    let mut slots = [httparse::EMPTY_HEADER; 100];
+    let mut head = httparse::Request::new(&mut slots);
+    let whole = &start[..start.len() - body.len()];
+    if !matches!(head.parse(whole), Ok(httparse::Status::Complete(length)) if length == whole.len())
+    {
+        return Err(Ends::Refused);
+    }
+    let is_new = head.version == Some(1);
+    let all = |name: &str| -> Vec<&[u8]> {
+        let named = head.headers.iter();
+        named
+            .filter(|field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value)
+            .collect()
+    };
+    let hosts = all("host");
+    match hosts[..] {
+        [b"a.test"] => {}
+        [] if !is_new => {}
+        [_] => return Err(Ends::Elsewhere),
+        _ => return Err(Ends::Refused),
+    }
+    let (body, rest) = match (&all("transfer-encoding")[..], &all("content-length")[..]) {
+        ([], []) => (Vec::new(), body),
+        ([], [first, others @ ..]) => {
+            let length = length(first).ok_or(Ends::Refused)?;
+            if others
+                .iter()
+                .any(|other| self::length(other) != Some(length))
+            {
+                return Err(Ends::Refused);
+            }
+            let (body, rest) = body.split_at_checked(length).ok_or(Ends::Early)?;
+            (body.to_vec(), rest)
+        }
+        ([coding], []) if is_new && coding.eq_ignore_ascii_case(b"chunked") => chunked(body)?,
+        _ => return Err(Ends::Refused),
+    };
+    let options = all("connection").join(&b',');
+    let has = |wanted: &[u8]| {
+        let mut options = options.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        options.any(|option| option.eq_ignore_ascii_case(wanted))
+    };
+    let stops = has(b"close") || (!is_new && !has(b"keep-alive"));
+    let line = format!(
+        "{} {}",
+        head.method.unwrap_or_default(),
+        head.path.unwrap_or_default()
+    );
+    let then = if stops { Then::Stops } else { Then::Goes };
+    Ok(((Request { line, body }, then), rest))
+}
+
+/// A line without its CRLF.
+fn line(bytes: &[u8]) -> Read<'_, &[u8]> {
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let (line, rest) = bytes.split_at(end.ok_or(Ends::Early)?);
+    match line.strip_suffix(b"\r") {
+        Some(line) if !line.contains(&b'\r') => Ok((line, &rest[1..])),
+        _ => Err(Ends::Refused),
+    }
+}
+
+fn length(text: &[u8]) -> Option<usize> {
+    let digits = std::str::from_utf8(text).ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let length: i64 = digits.parse().ok().filter(|_| is_number)?;
+    usize::try_from(length).ok()
+}
+
+fn chunked(mut bytes: &[u8]) -> Read<'_, Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let (size, rest) = line(bytes)?;
+        let digits = size.iter().take_while(|byte| byte.is_ascii_hexdigit());
+        let (digits, extension) = size.split_at(digits.count());
+        let is_text = |byte: &u8| !byte.is_ascii_control() || *byte == b'\t';
+        let begins = extension.trim_ascii_start().first();
+        if !(1..=16).contains(&digits.len())
+            || !extension.iter().all(is_text)
+            || begins.is_some_and(|first| *first != b';')
+        {
+            return Err(Ends::Refused);
+        }
+        let size = i64::from_str_radix(&String::from_utf8_lossy(digits), 16);
+        let size = size.ok().and_then(|size| usize::try_from(size).ok());
+        let size = size.ok_or(Ends::Refused)?;
+        bytes = rest;
+        if size == 0 {
+            break;
+        }
+        let (data, rest) = bytes.split_at_checked(size).ok_or(Ends::Early)?;
+        body.extend_from_slice(data);
+        match rest {
+            [b'\r', b'\n', rest @ ..] => bytes = rest,
+            [] | [b'\r'] => return Err(Ends::Early),
+            _ => return Err(Ends::Refused),
+        }
+    }
+    let start = bytes;
+    loop {
+        let (trailer, rest) = line(bytes)?;
+        bytes = rest;
+        if trailer.is_empty() {
+            break;
+        }
+    }
+    let section = &start[..start.len() - bytes.len()];
+    let mut slots = [httparse::EMPTY_HEADER; 100];
+    match httparse::parse_headers(section, &mut slots) {
+        Ok(httparse::Status::Complete((length, _))) if length == section.len() => Ok((body, bytes)),
+        _ => Err(Ends::Refused),
+    }
+}
