@@ -1,6 +1,13 @@
 //! The flags of `serve`, as typed, from the environment or from a file; and what they mean together.
 
-use std::{fs::File, net::SocketAddr, num::NonZero, path::PathBuf, thread, time::Duration};
+use std::{
+    fs::File,
+    net::SocketAddr,
+    num::NonZero,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use clap::{FromArgMatches, builder::RangedU64ValueParser};
@@ -21,7 +28,7 @@ pub struct ServeArgs {
     /// TOML file with the names of these flags as keys; flags and environment beat it
     #[arg(long, env = "WAYPOST_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where to accept: http://0.0.0.0:3000, https://0.0.0.0:443?cert=FILE&key=FILE, &proxy_protocol=true; repeat it or separate with commas
+    /// Where to accept: http://0.0.0.0:3000, https://0.0.0.0:443?cert=FILE&key=FILE, &client_ca=FILE, &min_tls=1.3, &proxy_protocol=true; repeat it or separate with commas
     #[arg(
         long,
         env = "WAYPOST_LISTEN",
@@ -238,6 +245,9 @@ fn check_listeners(listeners: &[ListenerConfig], tls_dir: bool) -> anyhow::Resul
             "--listen: {address} is given twice"
         );
         let Some(tls) = &listener.tls else { continue };
+        if let Some(clients) = &tls.clients {
+            openable(address, &clients.authorities)?;
+        }
         match &tls.certificate {
             None if !tls_dir => {
                 return Err(Usage::error(&format!(
@@ -246,17 +256,21 @@ fn check_listeners(listeners: &[ListenerConfig], tls_dir: bool) -> anyhow::Resul
             }
             None => {}
             Some(files) => {
-                for path in [&files.certificate, &files.key] {
-                    File::open(path).with_context(|| {
-                        format!(
-                            "--listen https://{address}: could not open {}",
-                            path.display()
-                        )
-                    })?;
-                }
+                openable(address, &files.certificate)?;
+                openable(address, &files.key)?;
             }
         }
     }
+    Ok(())
+}
+
+fn openable(listener: SocketAddr, path: &Path) -> anyhow::Result<()> {
+    File::open(path).with_context(|| {
+        format!(
+            "--listen https://{listener}: could not open {}",
+            path.display()
+        )
+    })?;
     Ok(())
 }
 
@@ -273,7 +287,7 @@ fn check_proxy_protocol(listeners: &[ListenerConfig], trusted: &Networks) -> any
     }
 }
 
-fn ensure_directory(flag: &str, path: &std::path::Path) -> anyhow::Result<()> {
+fn ensure_directory(flag: &str, path: &Path) -> anyhow::Result<()> {
     let kind = std::fs::metadata(path)
         .with_context(|| format!("{flag}: could not read {}", path.display()))?;
     ensure!(

@@ -2,9 +2,16 @@
 
 use std::path::PathBuf;
 
+use http::HeaderName;
 use percent_encoding::percent_decode_str;
 
-use super::{CertificateFiles, ListenerConfig, ListenerTls, values::socket_address};
+use super::{
+    CertificateFiles, CertificateFormat, CertificateHeader, ClientAuth, ClientCertificates,
+    ListenerConfig, ListenerTls,
+    TlsVersion::{Tls12, Tls13},
+    values::socket_address,
+};
+use crate::route::settings::RESERVED;
 
 /// `http://ADDRESS:PORT` or `https://ADDRESS:PORT?cert=FILE&key=FILE`, with `proxy_protocol=true` or without.
 pub fn parse(text: &str) -> Result<ListenerConfig, String> {
@@ -29,11 +36,22 @@ pub fn parse(text: &str) -> Result<ListenerConfig, String> {
         (Some(_), None) => return Err("cert needs its private key: add &key=FILE".into()),
         (None, Some(_)) => return Err("key needs its certificate: add &cert=FILE".into()),
     };
-    let proxy_protocol = options.switch("proxy_protocol")?;
+    let clients = clients(&mut options)?;
+    let least_version = options.word("min_tls", &[("1.2", Tls12), ("1.3", Tls13)])?;
+    let proxy_protocol = options.word("proxy_protocol", &[("true", true), ("false", false)])?;
+    let proxy_protocol = proxy_protocol.unwrap_or(false);
     options.none_left()?;
     match &mut tls {
-        Some(tls) => tls.certificate = certificate,
+        Some(tls) => {
+            *tls = ListenerTls {
+                certificate,
+                clients,
+                least_version: least_version.unwrap_or_default(),
+            };
+        }
         None if certificate.is_some() => return Err("cert and key need https://".into()),
+        None if clients.is_some() => return Err("client_ca needs https://".into()),
+        None if least_version.is_some() => return Err("min_tls needs https://".into()),
         None => {}
     }
     Ok(ListenerConfig {
@@ -41,6 +59,63 @@ pub fn parse(text: &str) -> Result<ListenerConfig, String> {
         tls,
         proxy_protocol,
     })
+}
+
+fn clients(options: &mut Options) -> Result<Option<ClientCertificates>, String> {
+    let authorities = options.file("client_ca")?;
+    let demand = [
+        ("required", ClientAuth::Required),
+        ("optional", ClientAuth::Optional),
+    ];
+    let demand = options.word("client_auth", &demand)?;
+    let name = options.take("client_cert_header");
+    let format = [
+        ("rfc9440", CertificateFormat::Rfc9440),
+        ("pem", CertificateFormat::Pem),
+    ];
+    let format = options.word("client_cert_format", &format)?;
+    let Some(authorities) = authorities else {
+        let lonely = match (demand, &name, format) {
+            (Some(_), ..) => "client_auth",
+            (_, Some(_), _) => "client_cert_header",
+            (.., Some(_)) => "client_cert_format",
+            _ => return Ok(None),
+        };
+        return Err(format!(
+            "{lonely} needs the authorities that vouch for clients: add &client_ca=FILE"
+        ));
+    };
+    let header = match name {
+        None if format.is_some() => {
+            return Err("client_cert_format needs the field: add &client_cert_header=NAME".into());
+        }
+        None => None,
+        Some(name) => Some(CertificateHeader {
+            name: certificate_field(&name)?,
+            format: format.unwrap_or_default(),
+        }),
+    };
+    Ok(Some(ClientCertificates {
+        authorities,
+        demand: demand.unwrap_or_default(),
+        header,
+    }))
+}
+
+/// A field of this name is ours alone: one that clients need, or that frames a message, can't be.
+fn certificate_field(text: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::try_from(text).map_err(|_| {
+        format!("client_cert_header: {text:?} is no field name; write Client-Cert, or the like")
+    })?;
+    let is_taken = ["cookie", "expect", "authorization", "forwarded"].contains(&name.as_str())
+        || ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"].contains(&name.as_str())
+        || RESERVED.contains(&name.as_str());
+    match is_taken {
+        true => Err(format!(
+            "client_cert_header: {name} has another meaning; write Client-Cert, or the like"
+        )),
+        false => Ok(name),
+    }
 }
 
 /// What stands behind the `?`; each option is taken out as it is read.
@@ -74,19 +149,23 @@ impl Options {
         }
     }
 
-    fn switch(&mut self, name: &str) -> Result<bool, String> {
-        match self.take(name).as_deref() {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(other) => Err(format!("{name} is true or false, not {other:?}")),
-        }
+    /// One of two words, and what it means.
+    fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T); 2]) -> Result<Option<T>, String> {
+        let Some(text) = self.take(name) else {
+            return Ok(None);
+        };
+        let known = words.iter().find(|(word, _)| *word == text);
+        let [(one, _), (other, _)] = words;
+        let known = known.ok_or_else(|| format!("{name} is {one} or {other}, not {text:?}"))?;
+        Ok(Some(known.1))
     }
 
     fn none_left(&self) -> Result<(), String> {
         match self.0.first() {
             None => Ok(()),
             Some((name, _)) => Err(format!(
-                "unknown option {name}: there are cert, key and proxy_protocol"
+                "unknown option {name}: there are cert, key, client_ca, client_auth, \
+                 client_cert_header, client_cert_format, min_tls and proxy_protocol"
             )),
         }
     }
@@ -103,6 +182,7 @@ mod tests {
                 certificate: certificate.into(),
                 key: key.into(),
             }),
+            ..ListenerTls::default()
         };
         let cases = [
             ("http://0.0.0.0:3000", "0.0.0.0:3000", None),
@@ -130,6 +210,21 @@ mod tests {
             };
             assert_eq!(parse(text), Ok(expected), "{text}");
         }
+        let text = "https://[::]?client_ca=a%26b&min_tls=1.3&client_auth=optional\
+            &client_cert_header=X-Client-Cert&client_cert_format=pem";
+        let expected = ListenerTls {
+            certificate: None,
+            clients: Some(ClientCertificates {
+                authorities: "a&b".into(),
+                demand: ClientAuth::Optional,
+                header: Some(CertificateHeader {
+                    name: HeaderName::from_static("x-client-cert"),
+                    format: CertificateFormat::Pem,
+                }),
+            }),
+            least_version: Tls13,
+        };
+        assert_eq!(parse(text).map(|listener| listener.tls), Ok(Some(expected)));
         for (text, expected) in [
             ("http://[::]:80?proxy_protocol=true", true),
             ("http://[::]:80?proxy_protocol=false", false),
@@ -157,6 +252,38 @@ mod tests {
             ("https://0.0.0.0:443?key=a", "add &cert="),
             ("https://0.0.0.0:443?cert=&key=b", "cert names no file"),
             ("https://0.0.0.0:443?cert=a&cert=b&key=c", "twice"),
+            ("http://0.0.0.0:80?client_ca=a", "client_ca needs https://"),
+            ("http://0.0.0.0:80?min_tls=1.3", "min_tls needs https://"),
+            ("https://0.0.0.0:443?min_tls=1.1", "1.2 or 1.3"),
+            ("https://0.0.0.0:443?client_ca=", "client_ca names no file"),
+            (
+                "https://0.0.0.0:443?client_auth=optional",
+                "add &client_ca=",
+            ),
+            (
+                "https://0.0.0.0:443?client_cert_header=X",
+                "add &client_ca=",
+            ),
+            (
+                "https://0.0.0.0:443?client_cert_format=pem",
+                "add &client_ca=",
+            ),
+            (
+                "https://0.0.0.0:443?client_ca=a&client_cert_format=pem",
+                "add &client_cert_header=",
+            ),
+            (
+                "https://0.0.0.0:443?client_ca=a&client_auth=maybe",
+                "required or optional",
+            ),
+            (
+                "https://0.0.0.0:443?client_ca=a&client_cert_header=a%20b",
+                "no field name",
+            ),
+            (
+                "https://0.0.0.0:443?client_ca=a&client_cert_header=Host",
+                "another meaning",
+            ),
             ("http://0.0.0.0:80?proxy_protocol", "true or false"),
             ("http://0.0.0.0:80?proxy_protocol=yes", "true or false"),
             ("https://0.0.0.0:443?certs=a", "unknown option certs"),

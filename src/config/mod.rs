@@ -10,6 +10,7 @@ pub mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 pub use self::{
@@ -72,6 +73,60 @@ pub struct ListenerConfig {
 pub struct ListenerTls {
     /// `cert=` and `key=`: PEM files; used when no name of `--tls-dir` fits.
     pub certificate: Option<CertificateFiles>,
+    /// `client_ca=`: clients are asked for a certificate.
+    pub clients: Option<ClientCertificates>,
+    /// `min_tls=`.
+    pub least_version: TlsVersion,
+}
+
+/// What an https listener asks its clients for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// `client_ca=`: a PEM file of the authorities that may vouch for them.
+    pub authorities: PathBuf,
+    /// `client_auth=`.
+    pub demand: ClientAuth,
+    /// `client_cert_header=` and `client_cert_format=`: where upstreams are told of the certificate.
+    pub header: Option<CertificateHeader>,
+}
+
+/// Whether a client may come without a certificate. A certificate that nobody vouches for is refused by both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// It may not.
+    #[default]
+    Required,
+    /// It may.
+    Optional,
+}
+
+/// A field that tells upstreams of the client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateHeader {
+    /// Its name.
+    pub name: HeaderName,
+    /// How the certificate is written.
+    pub format: CertificateFormat,
+}
+
+/// How a certificate is written into a field.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CertificateFormat {
+    /// As a byte sequence: the DER in base64, between colons (RFC 9440 section 2.2).
+    #[default]
+    Rfc9440,
+    /// As PEM, percent-encoded: what nginx's `$ssl_client_escaped_cert` has.
+    Pem,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    Tls12,
+    /// RFC 8446.
+    Tls13,
 }
 
 /// A certificate chain and its private key, as PEM files.

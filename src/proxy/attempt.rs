@@ -311,6 +311,8 @@ impl Journey<'_> {
             settings: &self.route.settings,
             upstream,
             client: self.client.address_text(),
+            certificate: self.client.certificate(),
+            certificate_fields: &self.proxy.certificate_fields,
             sender: self.sender,
             scheme: self.scheme,
             length,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use http::{HeaderName, HeaderValue};
 use socket2::Socket;
 
 use super::{
@@ -21,6 +22,15 @@ use crate::{
     sweep::{Sweep, Tick},
     telemetry::metrics::Limit,
 };
+
+/// The field that tells upstreams of a client's certificate.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    /// Its name.
+    pub name: HeaderName,
+    /// The certificate.
+    pub value: HeaderValue,
+}
 
 /// What a connection is doing, for the limits that apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +97,7 @@ pub struct Client {
     address: Cell<SocketAddr>,
     address_text: OnceCell<Box<str>>,
     is_somebody: Cell<bool>,
+    certificate: OnceCell<Box<ClientCertificate>>,
     /// Whether it speaks TLS.
     pub tls: bool,
     sweep: Rc<Sweep>,
@@ -118,6 +129,7 @@ impl Client {
             address: Cell::new(address),
             address_text: OnceCell::new(),
             is_somebody: Cell::new(false),
+            certificate: OnceCell::new(),
             tls,
             since: Cell::new(sweep.now()),
             accepted: sweep.now(),
@@ -161,6 +173,16 @@ impl Client {
     /// Who connected did so for a client that it can't name.
     pub fn is_somebody(&self) {
         self.is_somebody.set(true);
+    }
+
+    /// Its certificate was verified.
+    pub fn is_certified(&self, certificate: ClientCertificate) {
+        let _ = self.certificate.set(Box::new(certificate));
+    }
+
+    /// What upstreams are told of its certificate.
+    pub fn certificate(&self) -> Option<&ClientCertificate> {
+        self.certificate.get().map(|certificate| &**certificate)
     }
 
     /// Whether what its requests say of earlier hops counts. It is the client's word, whoever is in between.

@@ -13,9 +13,8 @@ use http::{
 use smallvec::SmallVec;
 
 use super::{
-    forwarded::{
-        Scheme, Sender, aliases_forwarded, forwarded_for, forwarded_host, forwarded_proto,
-    },
+    client::ClientCertificate,
+    forwarded::{Scheme, Sender, forwarded_for, forwarded_host, forwarded_proto},
     max_forwards,
     target::Target,
 };
@@ -24,7 +23,11 @@ use crate::{
         UpstreamTarget,
         settings::{HeaderRules, HostHeader, Settings},
     },
-    upstream::{Address, Upstream, http1::upload::RequestFraming},
+    upstream::{
+        Address, Upstream,
+        client_fields::{is_spelling_of, tells_of_a_client},
+        http1::upload::RequestFraming,
+    },
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -45,6 +48,10 @@ pub struct UpstreamHead<'r> {
     pub upstream: &'r Upstream,
     /// The address of who asks, as text.
     pub client: &'r str,
+    /// Its certificate, if upstreams are told of it.
+    pub certificate: Option<&'r ClientCertificate>,
+    /// What such certificates are told by: no client may send it.
+    pub certificate_fields: &'r [HeaderName],
     /// Whether the client is a trusted proxy.
     pub sender: Sender,
     /// How the client's connection is secured.
@@ -63,6 +70,9 @@ impl UpstreamHead<'_> {
         self.write_host(out);
         let seen = self.write_fields(out);
         self.write_forwarded(out);
+        if let Some(ClientCertificate { name, value }) = self.certificate() {
+            line(out, name.as_str(), value.as_bytes());
+        }
         for (name, value) in rules_added(&self.settings.request_headers) {
             line(out, name.as_str(), value.as_bytes());
         }
@@ -119,9 +129,23 @@ impl UpstreamHead<'_> {
             // HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
             "expect" if self.request.version == Version::HTTP_10 => Fate::Stays,
             "max-forwards" if max_forwards::counts(&self.request.method) => Fate::MaxForwards,
-            text if self.sender == Sender::Unknown && aliases_forwarded(text) => Fate::Stays,
+            text if self.sender == Sender::Unknown && tells_of_a_client(text) => Fate::Stays,
+            _ if self.is_of_a_certificate(name) => Fate::Stays,
             _ => Fate::GoesOn,
         }
+    }
+
+    /// Whoever sent it: only a handshake with us proves a certificate (RFC 9440 section 2.4).
+    fn is_of_a_certificate(&self, name: &HeaderName) -> bool {
+        let mut fields = self.certificate_fields.iter();
+        fields.any(|field| is_spelling_of(name, field))
+    }
+
+    /// The field that tells of the client's certificate, unless the route's rules do without.
+    fn certificate(&self) -> Option<&ClientCertificate> {
+        let rules = &self.settings.request_headers;
+        let told = |certificate: &&ClientCertificate| !replaces(rules, &certificate.name);
+        self.certificate.filter(told)
     }
 
     fn write_request_line(&self, out: &mut Vec<u8>) {

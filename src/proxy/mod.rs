@@ -34,7 +34,8 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION, request::Parts,
+    HeaderName, HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION,
+    request::Parts,
 };
 use hyper::body::Incoming;
 
@@ -79,6 +80,8 @@ pub struct Proxy {
     pub access_log: Option<AccessLog>,
     /// Whose `X-Forwarded-*` is believed.
     pub trusted: Arc<TrustedProxies>,
+    /// By which fields upstreams are told of clients' certificates: no client may send them.
+    pub certificate_fields: Arc<[HeaderName]>,
     /// The requests that run.
     pub in_flight: InFlight,
     /// What is in flight to each upstream, and this worker's part of it.
@@ -215,6 +218,9 @@ impl Proxy {
         }
         let mut path = rewritten(&route, &target).map_err(early)?;
         let mut body = RequestBody::new(incoming, request.version, settings.max_body);
+        if !self.certificate_fields.is_empty() {
+            body.leave_out(self.certificate_fields.clone());
+        }
         if body.length().is_none() && headers::has_other_coding(&request.headers) {
             return Err(early(Failure::new(
                 StatusCode::NOT_IMPLEMENTED,

@@ -10,6 +10,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue};
 
+pub use self::written::RESERVED;
 pub use crate::upstream::balancer::{Balance, HashOn, Sticky};
 
 pub(super) use self::written::{Count, IdleSpan, Span, Word, Words};

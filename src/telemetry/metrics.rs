@@ -78,7 +78,7 @@ pub struct DataPlaneMetrics {
     /// `waypost_limit_hits_total{limit}`: what clients were refused, or cut off for.
     pub limit_hits: LimitHits,
     /// `waypost_refused_connections_total{reason}`: client connections closed before a request: `untrusted_peer`,
-    /// `proxy_header`.
+    /// `proxy_header`, `client_certificate`.
     pub refused: IntCounterVec,
     /// `waypost_descriptor_shortages_total`: times a connection could not be opened or accepted at once, because the
     /// process had no file descriptor left.

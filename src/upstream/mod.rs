@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod balancer;
+pub mod client_fields;
 pub mod dial;
 pub mod ejection;
 pub mod health;

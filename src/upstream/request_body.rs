@@ -7,15 +7,18 @@ use std::{
     cell::Cell,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, HeaderName, Version};
 use hyper::body::{Body, Incoming};
 use thiserror::Error;
 
 use replay::Replay;
+
+use super::client_fields::is_spelling_of;
 
 /// The request body as the client sends it.
 pub struct RequestBody {
@@ -31,6 +34,7 @@ pub struct RequestBody {
     ended: bool,
     received: Option<Rc<Cell<u64>>>,
     replay: Option<Box<Replay>>,
+    left_out: Option<Arc<[HeaderName]>>,
 }
 
 /// A piece of a request body.
@@ -71,6 +75,7 @@ impl RequestBody {
             begun: false,
             received,
             replay: None,
+            left_out: None,
         }
     }
 
@@ -85,7 +90,13 @@ impl RequestBody {
             ended: true,
             received: None,
             replay: None,
+            left_out: None,
         }
+    }
+
+    /// Its trailers must not have these fields.
+    pub fn leave_out(&mut self, fields: Arc<[HeaderName]>) {
+        self.left_out = Some(fields);
     }
 
     /// From now on what is taken of it is kept in `replay`.
@@ -186,11 +197,24 @@ impl RequestBody {
                         Some(Ok(RequestFrame::Data(data)))
                     }
                     Err(frame) => match frame.into_trailers() {
-                        Ok(trailers) => Some(Ok(RequestFrame::Trailers(trailers))),
+                        Ok(mut trailers) => {
+                            if let Some(fields) = &self.left_out {
+                                leave_out(fields, &mut trailers);
+                            }
+                            Some(Ok(RequestFrame::Trailers(trailers)))
+                        }
                         Err(_) => continue,
                     },
                 },
             });
         }
+    }
+}
+
+fn leave_out(fields: &[HeaderName], trailers: &mut HeaderMap) {
+    let names = trailers.keys();
+    let theirs = names.filter(|name| fields.iter().any(|field| is_spelling_of(name, field)));
+    for name in theirs.cloned().collect::<Vec<_>>() {
+        trailers.remove(name);
     }
 }

@@ -28,6 +28,7 @@ use super::{
     io::{ClientIo, ClientStream},
     proxy_protocol::{self, Origin},
     refusals::{Refusal, Refusals},
+    tls::refused_certificate,
 };
 use crate::{
     config::ClientLimits,
@@ -166,7 +167,14 @@ async fn open(
     }
     match opening.tls {
         Some(store) => {
-            let stream = store.accept(stream).await?;
+            let accepted = store.accept(stream).await;
+            let stream = accepted.map_err(|error| match refused_certificate(&error) {
+                Some(_) => Closed::Refused(Refusal::Certificate(error)),
+                None => Closed::Broken(error),
+            })?;
+            if let Some(certificate) = store.client_certificate(stream.get_ref().1) {
+                client.is_certified(certificate);
+            }
             let protocol = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Protocol::Http2,
                 _ => Protocol::Http1,

@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::Context;
+use http::HeaderName;
 use tokio::sync::{oneshot, watch};
 
 use self::{thread::Shared, tls::TlsStore};
@@ -106,7 +107,7 @@ impl DataPlane {
                 let Some(tls) = &listener.tls else {
                     return Ok(None);
                 };
-                TlsStore::load(tls.certificate.as_ref(), config.tls_dir.as_deref())
+                TlsStore::load(tls, config.tls_dir.as_deref())
                     .map(|store| Some(Arc::new(store)))
                     .with_context(|| format!("--listen https://{}", listener.address))
             })
@@ -139,6 +140,7 @@ impl DataPlane {
                     .copied()
                     .collect::<TrustedProxies>(),
             ),
+            certificate_fields: certificate_fields(config),
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,
             limits: config.limits,
@@ -269,4 +271,17 @@ impl DataPlane {
         }
         cut
     }
+}
+
+/// The fields by which upstreams are told of clients' certificates, whatever the listener; and those that would tell of
+/// the rest of the chain, which we don't, and which nobody else may (RFC 9440 section 2.4).
+fn certificate_fields(config: &Config) -> Arc<[HeaderName]> {
+    let listeners = config.listeners.iter();
+    let clients = listeners.filter_map(|listener| listener.tls.as_ref()?.clients.as_ref());
+    let headers = clients.filter_map(|clients| clients.header.as_ref());
+    let names = headers.flat_map(|header| {
+        let chain = HeaderName::try_from(format!("{}-chain", header.name));
+        [Some(header.name.clone()), chain.ok()]
+    });
+    names.flatten().collect()
 }

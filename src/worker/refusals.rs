@@ -1,9 +1,9 @@
 //! Connections that are closed before a request could come, for a reason an operator should know: counted, each of
 //! them, and logged as long as they are few.
 
-use std::{cell::Cell, net::SocketAddr, time::Duration};
+use std::{cell::Cell, io, net::SocketAddr, time::Duration};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::proxy_protocol;
 use crate::{
@@ -15,12 +15,14 @@ use crate::{
 const LULL: Duration = Duration::from_secs(5);
 
 /// Why a connection is refused.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Refusal {
     /// The listener wants a PROXY header, and this peer may not send one.
     Peer,
     /// It wants one, and there is none.
     Header(proxy_protocol::Error),
+    /// It wants a certificate, and there is none that somebody vouches for.
+    Certificate(io::Error),
 }
 
 impl Refusal {
@@ -29,6 +31,7 @@ impl Refusal {
         match self {
             Self::Peer => "untrusted_peer",
             Self::Header(_) => "proxy_header",
+            Self::Certificate(_) => "client_certificate",
         }
     }
 }
@@ -46,10 +49,15 @@ impl Refusals {
     pub fn note(&self, proxy: &Proxy, peer: SocketAddr, refusal: &Refusal) {
         let refused = &proxy.metrics.data_plane.refused;
         refused.with_label_values(&[refusal.reason()]).inc();
+        // Whoever scans the internet does so; there is nothing here to be mended.
+        if let Refusal::Certificate(error) = refusal {
+            return debug!(client = %peer, %error, "connection refused");
+        }
         let Some(unsaid) = self.turn(proxy.sweep.now()) else {
             return;
         };
         match refusal {
+            Refusal::Certificate(_) => {}
             Refusal::Peer => warn!(
                 %peer,
                 unsaid,

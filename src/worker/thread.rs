@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderName;
 use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     pub metrics: Arc<Metrics>,
     pub access_log: Option<AccessLog>,
     pub trusted: Arc<TrustedProxies>,
+    pub certificate_fields: Arc<[HeaderName]>,
     pub deny: Arc<Deny>,
     pub tls: Arc<UpstreamTls>,
     pub limits: ClientLimits,
@@ -125,6 +127,7 @@ async fn work(
             metrics: shared.metrics,
             access_log: shared.access_log,
             trusted: shared.trusted,
+            certificate_fields: shared.certificate_fields,
             in_flight: InFlight::default(),
             loads,
             ties: Ties::new(shared.drain_timeout),

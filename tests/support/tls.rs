@@ -12,7 +12,7 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{PrivateKeyDer, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -79,6 +79,28 @@ impl Authority {
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(config)
+    }
+
+    /// The same, but for what it shows of itself and the versions it speaks.
+    pub fn client_config_showing(
+        &self,
+        pair: Option<&Pair>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        Arc::new(match pair {
+            None => config.with_no_client_auth(),
+            Some(pair) => {
+                let chain = vec![CertificateDer::from_pem_file(&pair.certificate).unwrap()];
+                let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+                config.with_client_auth_cert(chain, key).unwrap()
+            }
+        })
     }
 
     fn sign(&self, dir: &Path, names: &[&str], usage: ExtendedKeyUsagePurpose) -> Pair {

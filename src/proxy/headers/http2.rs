@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     proxy::{
+        client::ClientCertificate,
         error::Failure,
         forwarded::{Sender, forwarded_for, forwarded_host, forwarded_proto},
         max_forwards,
@@ -35,6 +36,9 @@ impl UpstreamHead<'_> {
         fields.reserve(self.request.headers.len() + 4);
         let seen = self.copy_fields(fields);
         self.add_forwarded(fields);
+        if let Some(ClientCertificate { name, value }) = self.certificate() {
+            fields.insert(name, value.clone());
+        }
         for (name, value) in rules_added(&self.settings.request_headers) {
             fields.append(name, value.clone());
         }

@@ -20,6 +20,7 @@ use crate::route::{
     value::{BadValue, MAX_VALUE},
 };
 
+pub use self::rules::RESERVED;
 pub(in crate::route) use self::values::{Count, IdleSpan, Span, Word, Words};
 
 pub(super) fn parse(value: &[u8]) -> Result<Settings, BadValue> {

@@ -29,7 +29,9 @@ pub use body::StreamingBody;
 use head::{Framing, MAX_HEAD, MalformedHead, ResponseHead};
 use upload::{Upload, UploadError, WaitsFor};
 
-use super::{request_body::RequestBodyError, transport::Transport};
+use super::{
+    client_fields::tells_of_a_client, request_body::RequestBodyError, transport::Transport,
+};
 use crate::sweep::{Deadline, NEVER, Tick};
 
 /// What a read asks for at least: a head and a small body.
@@ -323,17 +325,5 @@ pub fn forbidden_in_trailers(name: &HeaderName) -> bool {
         || name == "proxy-connection"
         || name == "content_length"
         || name == "transfer_encoding"
-        || tells_of_a_client(name.as_str().as_bytes())
-}
-
-/// `Forwarded`, `X-Real-IP` and `X-Forwarded-*`, with `_` for `-` too: some servers merge trailers into the header.
-fn tells_of_a_client(name: &[u8]) -> bool {
-    let starts_as = |start: &[u8]| {
-        name.len() >= start.len()
-            && name
-                .iter()
-                .zip(start)
-                .all(|(&byte, &dashed)| byte == dashed || (dashed == b'-' && byte == b'_'))
-    };
-    name == b"forwarded" || starts_as(b"x-forwarded-") || starts_as(b"x-real-ip")
+        || tells_of_a_client(name.as_str())
 }

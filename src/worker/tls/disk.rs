@@ -205,6 +205,7 @@ pub fn files(sources: &Sources) -> Vec<PathBuf> {
         files.push(listener.certificate.clone());
         files.push(listener.key.clone());
     }
+    files.extend(sources.authorities().cloned());
     if let Some(dir) = &sources.tls_dir {
         files.push(dir.clone());
         // A directory that can't be read now shows in its own stamp once it can.
@@ -219,15 +220,15 @@ pub fn files(sources: &Sources) -> Vec<PathBuf> {
 /// The directories in which a change of those files shows, by rename and by symlink too.
 pub fn directories(sources: &Sources) -> Vec<PathBuf> {
     let mut directories = Vec::from_iter(sources.tls_dir.clone());
-    if let Some(listener) = &sources.listener {
-        for file in [&listener.certificate, &listener.key] {
-            // The parent of a bare file name is the empty path.
-            let parent = file
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            directories.push(parent.to_owned());
-        }
+    let listener = sources.listener.iter();
+    let files = listener.flat_map(|files| [&files.certificate, &files.key]);
+    for file in files.chain(sources.authorities()) {
+        // The parent of a bare file name is the empty path.
+        let parent = file
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        directories.push(parent.to_owned());
     }
     directories
 }

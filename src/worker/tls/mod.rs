@@ -1,11 +1,14 @@
 //! TLS in front: one [`TlsStore`] per https listener, shared by all workers.
 //!
 //! The rustls configuration is made once and lives as long as the listener, so tickets stay valid; what a reload
-//! swaps is the [`Choice`] inside its resolver. Connections that are open are not touched.
+//! swaps is the [`Choice`] inside its resolver. Other authorities for clients make a new one: a session that an old one
+//! vouched for must not be resumed. Connections that are open are not touched.
 
 mod certificate;
 mod choice;
+mod clients;
 mod disk;
+mod server;
 #[cfg(test)]
 pub(crate) mod testing;
 mod watch;
@@ -17,10 +20,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig,
+    ServerConfig, ServerConnection,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{Acceptor, ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -31,9 +33,17 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 pub use self::{
     certificate::{Certificate, Error as CertificateError, Expiry},
     choice::Choice,
+    clients::refused_certificate,
     watch::watch,
 };
-use crate::config::CertificateFiles;
+use self::{
+    clients::Authorities,
+    server::{Configs, prefers_chacha},
+};
+use crate::{
+    config::{CertificateFiles, ClientCertificates, ListenerTls, TlsVersion},
+    proxy::client::ClientCertificate,
+};
 
 /// A fatal `unrecognized_name` alert (RFC 6066 section 3) as a whole TLS record.
 const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
@@ -44,9 +54,7 @@ pub struct TlsStore {
     sources: Sources,
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
-    config: Arc<ServerConfig>,
-    /// The same, for clients whose order of suites counts.
-    clients_order: Arc<ServerConfig>,
+    configs: ArcSwap<Configs>,
     /// One reload at a time: a signal and the watcher may ask at once, and the older reading must not win.
     reloading: Mutex<()>,
 }
@@ -56,6 +64,14 @@ pub struct TlsStore {
 struct Sources {
     listener: Option<CertificateFiles>,
     tls_dir: Option<PathBuf>,
+    clients: Option<ClientCertificates>,
+    least_version: TlsVersion,
+}
+
+impl Sources {
+    fn authorities(&self) -> impl Iterator<Item = &PathBuf> {
+        self.clients.iter().map(|clients| &clients.authorities)
+    }
 }
 
 /// What a reload did.
@@ -65,23 +81,24 @@ pub struct ReloadReport {
     pub changed: Vec<Arc<Certificate>>,
     /// The chains of pairs that are gone and no longer served.
     pub removed: Vec<PathBuf>,
+    /// Whether other authorities vouch for clients now.
+    pub authorities_changed: bool,
     /// What could not be used, each naming its file; what was served for it before stays.
     pub problems: Vec<String>,
 }
 
 impl TlsStore {
-    /// Reads the listener's own pair (`cert=&key=`) and the pairs of `--tls-dir`.
+    /// Reads the listener's own pair (`cert=&key=`), the pairs of `--tls-dir`, and who vouches for clients.
     ///
     /// A broken pair of the directory is skipped with a warning, so that it doesn't block the others. A broken
     /// pair of the listener, a directory that can't be read, and no certificate at all are errors.
-    pub fn load(
-        listener: Option<&CertificateFiles>,
-        tls_dir: Option<&Path>,
-    ) -> anyhow::Result<Self> {
+    pub fn load(listener: &ListenerTls, tls_dir: Option<&Path>) -> anyhow::Result<Self> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let sources = Sources {
-            listener: listener.cloned(),
+            listener: listener.certificate.clone(),
             tls_dir: tls_dir.map(Path::to_owned),
+            clients: listener.clients.clone(),
+            least_version: listener.least_version,
         };
         let (choice, problems) = disk::first(&sources, &provider)?;
         for problem in problems {
@@ -91,20 +108,26 @@ impl TlsStore {
             warn_if_expired(certificate);
         }
         let resolver = Arc::new(Resolver(ArcSwap::from_pointee(choice)));
-        let [config, clients_order] = server_configs(&provider, resolver.clone())?;
+        let authorities = Authorities::read(&sources)?;
+        let configs = Configs::new(&sources, &provider, resolver.clone(), authorities)?;
         Ok(Self {
             sources,
             provider,
             resolver,
-            config,
-            clients_order,
+            configs: ArcSwap::from_pointee(configs),
             reloading: Mutex::new(()),
         })
     }
 
     /// The configuration to accept with: ALPN `h2` and `http/1.1`, TLS 1.2 and 1.3, stateless tickets.
     pub fn server_config(&self) -> Arc<ServerConfig> {
-        self.config.clone()
+        self.configs.load().ours.clone()
+    }
+
+    /// What upstreams are told of the client's certificate, if they are and it has one.
+    pub fn client_certificate(&self, connection: &ServerConnection) -> Option<ClientCertificate> {
+        let header = self.sources.clients.as_ref()?.header.as_ref()?;
+        clients::told(header, connection.peer_certificates()?.first()?)
     }
 
     /// The certificates in use now.
@@ -113,7 +136,8 @@ impl TlsStore {
     }
 
     /// Does the handshake. A client that asks for a name nobody has a certificate for is told so by an
-    /// `unrecognized_name` alert; rustls alone would say `access_denied`. The caller bounds the time it may take.
+    /// `unrecognized_name` alert; rustls alone would say `access_denied`. Who lacks a certificate, or has one that
+    /// nobody vouches for, gets rustls' alert ([`refused_certificate`] tells). The caller bounds the time it may take.
     pub async fn accept<IO>(&self, io: IO) -> io::Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -129,11 +153,21 @@ impl TlsStore {
             start.io.shutdown().await?;
             return Err(error);
         }
+        let configs = self.configs.load_full();
         let config = match prefers_chacha(&client) {
-            true => &self.clients_order,
-            false => &self.config,
+            true => &configs.clients_order,
+            false => &configs.ours,
         };
-        start.into_stream(config.clone()).await
+        let accepted = start.into_stream(config.clone()).into_fallible().await;
+        match accepted {
+            Ok(stream) => Ok(stream),
+            Err((error, io)) => {
+                if refused_certificate(&error).is_some() {
+                    clients::see_off(io).await;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Reads every file again. Whatever can't be used is reported, and what was served for it before stays.
@@ -144,11 +178,29 @@ impl TlsStore {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let previous = self.resolver.0.load_full();
-        let (choice, report) = disk::again(&self.sources, &self.provider, &previous);
+        let (choice, mut report) = disk::again(&self.sources, &self.provider, &previous);
+        match self.reload_authorities() {
+            Ok(changed) => report.authorities_changed = changed,
+            Err(error) => report.problems.push(format!("{error:#}")),
+        }
         if !report.changed.is_empty() || !report.removed.is_empty() {
             self.resolver.0.store(Arc::new(choice));
         }
         report
+    }
+}
+
+impl TlsStore {
+    /// Whether there are others than before.
+    fn reload_authorities(&self) -> anyhow::Result<bool> {
+        let authorities = Authorities::read(&self.sources)?;
+        if authorities == self.configs.load().authorities {
+            return Ok(false);
+        }
+        let resolver = self.resolver.clone();
+        let configs = Configs::new(&self.sources, &self.provider, resolver, authorities)?;
+        self.configs.store(Arc::new(configs));
+        Ok(true)
     }
 }
 
@@ -187,6 +239,11 @@ fn reload_each(stores: &[Arc<TlsStore>]) -> BTreeSet<String> {
                 tracing::info!(file = %file.display(), "certificate removed");
             }
         }
+        if report.authorities_changed {
+            for file in store.sources.authorities() {
+                tracing::info!(file = %file.display(), "authorities of clients loaded");
+            }
+        }
         problems.extend(report.problems);
     }
     problems
@@ -202,61 +259,7 @@ fn warn_if_expired(certificate: &Certificate) {
     }
 }
 
-/// Suites in our order. SHA-256 runs in hardware where SHA-384 does not, and the handshake hashes a great deal:
-/// with AES-128 first it costs a sixth less. A client that puts ChaCha20 first has no AES hardware: its order counts.
-fn server_configs(
-    provider: &CryptoProvider,
-    resolver: Arc<Resolver>,
-) -> anyhow::Result<[Arc<ServerConfig>; 2]> {
-    let mut provider = provider.clone();
-    // Stable: within a group the library's own order stays.
-    provider.cipher_suites.sort_by_key(|suite| {
-        use rustls::CipherSuite::{
-            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-            TLS13_AES_128_GCM_SHA256,
-        };
-        !matches!(
-            suite.suite(),
-            TLS13_AES_128_GCM_SHA256
-                | TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-                | TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
-        )
-    });
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .context("TLS 1.2 and 1.3 are not to be had")?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // Tickets hold the session, so workers share no session table. The keys belong to this configuration alone:
-    // a session of one listener must not be resumed at another, which may ask for other things.
-    config.ticketer = aws_lc_rs::Ticketer::new().context("cannot make ticket keys")?;
-    let clients_order = config.clone();
-    config.ignore_client_order = true;
-    Ok([Arc::new(config), Arc::new(clients_order)])
-}
-
-/// Whether the client would rather not do AES.
-fn prefers_chacha(client: &ClientHello<'_>) -> bool {
-    use rustls::CipherSuite::{
-        TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-        TLS13_CHACHA20_POLY1305_SHA256,
-    };
-    // Browsers put a reserved value before the first suite they mean (RFC 8701).
-    let mut meant = client
-        .cipher_suites()
-        .iter()
-        .filter(|suite| u16::from(**suite) & 0x0f0f != 0x0a0a);
-    matches!(
-        meant.next(),
-        Some(
-            TLS13_CHACHA20_POLY1305_SHA256
-                | TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
-                | TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
-        )
-    )
-}
-
+/// What a reload swaps.
 #[derive(Debug)]
 struct Resolver(ArcSwap<Choice>);
 

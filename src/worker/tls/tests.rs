@@ -22,8 +22,17 @@ fn chain(files: &CertificateFiles) -> Vec<CertificateDer<'static>> {
     vec![CertificateDer::from_pem_file(&files.certificate).unwrap()]
 }
 
+/// A listener with a pair of its own.
+fn of_its_own(files: &CertificateFiles) -> ListenerTls {
+    ListenerTls {
+        certificate: Some(files.clone()),
+        ..ListenerTls::default()
+    }
+}
+
 fn load_error(listener: Option<&CertificateFiles>, tls_dir: Option<&Path>) -> String {
-    format!("{:#}", TlsStore::load(listener, tls_dir).unwrap_err())
+    let listener = listener.map(of_its_own).unwrap_or_default();
+    format!("{:#}", TlsStore::load(&listener, tls_dir).unwrap_err())
 }
 
 #[test]
@@ -55,7 +64,7 @@ fn a_broken_pair_of_the_directory_does_not_block_the_others() {
     fs::write(dir.path().join("broken.crt"), "nonsense").unwrap();
     write_pair(dir.path(), "nameless", &["10.0.0.1"]);
 
-    let store = TlsStore::load(None, Some(dir.path())).unwrap();
+    let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
     assert_eq!(store.certificates().all().count(), 1);
     assert_eq!(served(&store, "good.example"), Some(chain(&good)));
     let problems = store.reload().problems.join("\n");
@@ -74,7 +83,7 @@ fn a_reload_swaps_what_changed_and_keeps_what_broke() {
     let listener = write_pair(own.path(), "own", &["own.example"]);
     let a = write_pair(dir.path(), "a", &["a.example"]);
     let b = write_pair(dir.path(), "b", &["b.example"]);
-    let store = TlsStore::load(Some(&listener), Some(dir.path())).unwrap();
+    let store = TlsStore::load(&of_its_own(&listener), Some(dir.path())).unwrap();
     let config = store.server_config();
 
     let report = store.reload();
@@ -112,7 +121,7 @@ fn the_last_certificate_is_not_reloaded_away() {
     let dir = tempdir().unwrap();
     let files = write_pair(dir.path(), "a", &["a.example"]);
     let old = chain(&files);
-    let store = TlsStore::load(None, Some(dir.path())).unwrap();
+    let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
     fs::remove_file(files.certificate).unwrap();
     fs::remove_file(files.key).unwrap();
     let stores = [Arc::new(store)];
@@ -157,7 +166,7 @@ async fn the_watcher_sees_renames_new_pairs_and_turned_symlinks() {
     std::os::unix::fs::symlink("..data/tls.key", &listener.key).unwrap();
     let a = write_pair(dir.path(), "a", &["a.example"]);
 
-    let store = Arc::new(TlsStore::load(Some(&listener), Some(dir.path())).unwrap());
+    let store = Arc::new(TlsStore::load(&of_its_own(&listener), Some(dir.path())).unwrap());
     let watching = tokio::spawn(watch(vec![store.clone()]));
 
     write_pair(dir.path(), "a", &["a.example"]);
@@ -238,7 +247,7 @@ fn directory_with(names: &[&str]) -> (TempDir, Vec<CertificateFiles>) {
 #[tokio::test]
 async fn alpn_prefers_h2_and_a_client_without_it_is_served() {
     let (dir, files) = directory_with(&["a.example"]);
-    let store = TlsStore::load(None, Some(dir.path())).unwrap();
+    let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
     let cases: [(&[&str], Option<&[u8]>); 3] = [
         (&["http/1.1", "h2"], Some(b"h2")),
         (&["http/1.1"], Some(b"http/1.1")),
@@ -260,7 +269,7 @@ async fn alpn_prefers_h2_and_a_client_without_it_is_served() {
 async fn sessions_resume_with_either_version_and_across_a_reload() {
     for version in ALL_VERSIONS {
         let (dir, files) = directory_with(&["a.example", "b.example"]);
-        let store = TlsStore::load(None, Some(dir.path())).unwrap();
+        let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
         let client = client(&[&files[0]], &[], &[version]);
         let kind = |stream: io::Result<ClientStream>| stream.unwrap().get_ref().1.handshake_kind();
 
@@ -272,7 +281,7 @@ async fn sessions_resume_with_either_version_and_across_a_reload() {
         assert_eq!(kind(second), Some(HandshakeKind::Resumed), "{version:?}");
 
         // Another store is another listener: its ticket keys are its own.
-        let other = TlsStore::load(None, Some(dir.path())).unwrap();
+        let other = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
         let (third, _) = connect(&other, &client, "a.example").await;
         assert_eq!(kind(third), Some(HandshakeKind::Full), "{version:?}");
     }
@@ -281,7 +290,7 @@ async fn sessions_resume_with_either_version_and_across_a_reload() {
 #[tokio::test]
 async fn a_name_without_a_certificate_is_refused_as_unrecognised() {
     let (dir, files) = directory_with(&["a.example"]);
-    let store = TlsStore::load(None, Some(dir.path())).unwrap();
+    let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
     let client = client(&[&files[0]], &[], ALL_VERSIONS);
     // A client that connects to an address names nothing.
     for (name, said) in [
@@ -303,7 +312,7 @@ async fn the_listener_answers_with_its_own_for_other_names() {
     let (dir, files) = directory_with(&["a.example"]);
     let own = tempdir().unwrap();
     let listener = write_pair(own.path(), "own", &["own.example", "127.0.0.1"]);
-    let store = TlsStore::load(Some(&listener), Some(dir.path())).unwrap();
+    let store = TlsStore::load(&of_its_own(&listener), Some(dir.path())).unwrap();
     for (name, trusted) in [
         ("a.example", &files[0]),
         ("own.example", &listener),
@@ -320,7 +329,7 @@ async fn aes_128_is_chosen_unless_the_client_would_rather_not_do_aes() {
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
     };
     let (dir, files) = directory_with(&["a.example"]);
-    let store = TlsStore::load(None, Some(dir.path())).unwrap();
+    let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
     for (first, chosen) in [
         (TLS13_AES_256_GCM_SHA384, TLS13_AES_128_GCM_SHA256),
         (TLS13_AES_128_GCM_SHA256, TLS13_AES_128_GCM_SHA256),

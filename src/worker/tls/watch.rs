@@ -188,6 +188,7 @@ mod tests {
     use tempfile::tempdir;
 
     use super::{super::testing::write_pair, *};
+    use crate::config::ListenerTls;
 
     #[test]
     fn only_reading_is_no_change() {
@@ -211,7 +212,7 @@ mod tests {
     async fn a_reload_does_not_wake_the_watcher() {
         let dir = tempdir().unwrap();
         let files = write_pair(dir.path(), "a", &["a.example"]);
-        let store = TlsStore::load(None, Some(dir.path())).unwrap();
+        let store = TlsStore::load(&ListenerTls::default(), Some(dir.path())).unwrap();
         let stores: Arc<[_]> = Arc::from([Arc::new(store)]);
         // Events come in order, so after reading, a change and its wake-up, nothing of the reading can be left.
         let seen = Arc::new(std::sync::Mutex::new(Vec::new()));

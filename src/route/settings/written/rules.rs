@@ -12,7 +12,7 @@ use crate::route::{
 };
 
 /// What frames a message or names its host is ours alone: a rule on it could smuggle requests.
-const RESERVED: [&str; 9] = [
+pub const RESERVED: [&str; 9] = [
     "host",
     "content-length",
     "transfer-encoding",
