@@ -20,6 +20,10 @@ use crate::telemetry::metrics::Metrics;
 const FEW: u64 = 4096;
 /// Of all descriptors, one in so many may be an idle connection to an upstream.
 const IDLE_SHARE: u64 = 4;
+/// What the process itself may need: listeners, etcd, the admin API, logs, health checks.
+const RESERVED: u64 = 64;
+/// With less nothing would work at all.
+const LEAST_CLIENTS: usize = 16;
 /// How often an open that failed for want of a descriptor is tried again, and how long each waits for one at most.
 const TRIES: usize = 2;
 const RELIEF: Duration = Duration::from_millis(50);
@@ -79,6 +83,15 @@ impl Descriptors {
     pub fn idle_share(&self, workers: usize) -> usize {
         let share = self.limit / IDLE_SHARE / workers.max(1) as u64;
         usize::try_from(share).unwrap_or(usize::MAX)
+    }
+
+    /// The most clients that may be connected, unless it is said: each needs another one for its upstream, and the
+    /// process some for itself.
+    pub fn client_share(&self) -> usize {
+        let share = self.limit.saturating_sub(RESERVED) / 2;
+        usize::try_from(share)
+            .unwrap_or(usize::MAX)
+            .max(LEAST_CLIENTS)
     }
 
     /// Opens what takes a descriptor. If there is none, idle connections make way and it is tried again, with a short
@@ -151,7 +164,7 @@ pub fn limit() -> u64 {
 
 /// Failures that follow each other are one event to who reads the log.
 #[derive(Debug, Default)]
-struct Episode {
+pub struct Episode {
     /// When the latest failure was.
     last: Option<Instant>,
     /// When it was told of.
@@ -162,7 +175,7 @@ struct Episode {
 
 impl Episode {
     /// One more failure; how many there are to tell of, if it is time to.
-    fn note(&mut self, now: Instant) -> Option<u64> {
+    pub fn note(&mut self, now: Instant) -> Option<u64> {
         let ago = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then));
         let is_news = ago(self.last.replace(now)).is_none_or(|ago| ago >= OVER);
         if is_news {
@@ -195,6 +208,18 @@ mod tests {
     fn a_quarter_may_lie_idle_however_many_workers_there_are() {
         for (limit, workers, each) in [(20_000, 2, 2500), (256, 2, 32), (1024, 1, 256)] {
             assert_eq!(of(limit).idle_share(workers), each, "{limit}, {workers}");
+        }
+    }
+
+    #[test]
+    fn clients_leave_as_many_to_upstreams() {
+        for (limit, clients) in [
+            (10_064, 5000),
+            (160, 48),
+            (32, 16),
+            (u64::MAX, usize::MAX / 2 - 32),
+        ] {
+            assert_eq!(of(limit).client_share(), clients, "{limit}");
         }
     }
 

@@ -20,6 +20,8 @@ const LIMIT: usize = 160;
 async fn limited(soft: usize, hard: usize, workers: usize) -> Waypost {
     Waypost::builder()
         .flag("--workers", workers)
+        // More than there can be: left alone, clients get half of the descriptors.
+        .flag("--max-connections", 10_000)
         .open_files(soft, hard)
         .start()
         .await

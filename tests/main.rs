@@ -12,6 +12,7 @@ mod blame;
 mod certificates;
 mod check_etcd;
 mod client_certificates;
+mod client_connections;
 mod client_limits;
 mod commands;
 mod convergence;

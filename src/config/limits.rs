@@ -75,6 +75,24 @@ pub struct LimitArgs {
         value_parser = patience
     )]
     pub body_timeout: Duration,
+    /// The most client connections at one time [default: half of the file descriptors that the process may have]
+    #[arg(
+        long,
+        env = "WAYPOST_MAX_CONNECTIONS",
+        value_name = "N",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000_000)
+    )]
+    pub max_connections: Option<usize>,
+    /// The same of one client, which is an IPv4 address or a /64 network of IPv6: a number, half (of all), or none for
+    /// no limit. --trusted-proxies have none
+    #[arg(
+        long,
+        env = "WAYPOST_MAX_CONNECTIONS_PER_CLIENT",
+        value_name = "N",
+        default_value = "half",
+        value_parser = per_client
+    )]
+    pub max_connections_per_client: PerClient,
     /// The most streams that a client may have open at one time in one HTTP/2 connection, 1 to 10000
     #[arg(
         long,
@@ -124,6 +142,10 @@ impl LimitArgs {
             idle: self.idle_timeout,
             head: self.header_timeout,
             body: self.body_timeout,
+            connections: ConnectionLimits {
+                process: self.max_connections,
+                per_client: self.max_connections_per_client,
+            },
             http2: Http2Limits {
                 streams: self.h2_max_streams,
                 stream_window: self.h2_stream_window,
@@ -150,6 +172,8 @@ pub struct ClientLimits {
     pub head: Duration,
     /// Without reading a byte of what we have for it, or sending a byte of the body it announced.
     pub body: Duration,
+    /// How many connections there may be.
+    pub connections: ConnectionLimits,
     /// What is HTTP/2's own.
     pub http2: Http2Limits,
 }
@@ -159,6 +183,26 @@ impl ClientLimits {
     pub fn head_bytes(&self) -> usize {
         self.header_bytes + self.target_bytes
     }
+}
+
+/// How many clients may be connected at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// All of them; `None`: as many as the file descriptors allow.
+    pub process: Option<usize>,
+    /// Those of one address.
+    pub per_client: PerClient,
+}
+
+/// `--max-connections-per-client`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PerClient {
+    /// Half of all that there may be.
+    Half,
+    /// So many.
+    AtMost(usize),
+    /// As many as there may be at all.
+    Unlimited,
 }
 
 /// What one client may take over HTTP/2.
@@ -190,6 +234,17 @@ fn patience(text: &str) -> Result<Duration, String> {
         return Err("that is under 100ms: clients would be cut off at random".into());
     }
     Ok(patience)
+}
+
+fn per_client(text: &str) -> Result<PerClient, String> {
+    match text {
+        "half" => Ok(PerClient::Half),
+        "none" => Ok(PerClient::Unlimited),
+        _ => match text.parse() {
+            Ok(count @ 1..=10_000_000) => Ok(PerClient::AtMost(count)),
+            _ => Err("write a number from 1 to 10000000, half, or none".into()),
+        },
+    }
 }
 
 fn header_bytes(text: &str) -> Result<usize, String> {

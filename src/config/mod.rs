@@ -16,7 +16,7 @@ use ipnet::IpNet;
 pub use self::{
     args::{NEVER_DIALLED, ServeArgs},
     etcd::{EtcdArgs, EtcdConfig, EtcdUser, Password},
-    limits::{ClientLimits, Http2Limits, LimitArgs},
+    limits::{ClientLimits, ConnectionLimits, Http2Limits, LimitArgs, PerClient},
 };
 use crate::route::settings::Balance;
 

@@ -61,6 +61,8 @@ pub enum Expiry {
     Opening,
     /// Nothing was asked for too long.
     Idle,
+    /// Another client needs the room, and no request runs: to be closed as if idle for too long.
+    Room,
     /// The process drains, and no request runs: to be closed as if idle for too long.
     Drain,
     /// The request head took too long: 408.
@@ -79,7 +81,7 @@ impl Expiry {
     /// The weaker ones wait for what runs; of those that don't the first is the reason, unless the process ends.
     fn rank(self) -> u8 {
         match self {
-            Self::Idle => 0,
+            Self::Idle | Self::Room => 0,
             Self::Drain => 1,
             Self::Removed => 2,
             Self::Leave => 3,
@@ -234,6 +236,27 @@ impl Client {
             !self.asked.get() && age < Sweep::ticks(FIRST_REQUEST)
         };
         self.unfinished() > 0 || self.phase.get() == Phase::Head || is_new()
+    }
+
+    /// How little would be lost if the connection ended now, for comparison with others; `None` if that would cost a
+    /// request. More than any that lies idle: one that never said what it wants.
+    pub fn uselessness(&self) -> Option<u64> {
+        let is_over = self.expired.get().is_some();
+        if is_over || self.is_upgraded() || self.is_busy() {
+            return None;
+        }
+        let never_asked = u64::from(self.phase.get() == Phase::Opening) << Tick::BITS;
+        let age = self.sweep.now().saturating_sub(self.since.get());
+        Some(never_asked + u64::from(age))
+    }
+
+    /// Ends the connection for the sake of another, unless that would cost a request.
+    pub fn gives_way(&self) -> bool {
+        let gives_way = self.uselessness().is_some();
+        if gives_way {
+            self.expire(Expiry::Room);
+        }
+        gives_way
     }
 
     /// Whether what is written is an answer of ours: a request came since all before it was flushed.

@@ -63,6 +63,8 @@ pub struct Metrics {
 pub struct DataPlaneMetrics {
     /// `waypost_connections`: open client connections.
     pub connections: IntGauge,
+    /// `waypost_max_connections`: how many of them there may be.
+    pub max_connections: IntGauge,
     /// `waypost_connections_total`: accepted ones.
     pub accepted: IntCounter,
     /// `waypost_unrouted_requests_total{reason}`: answered without a route: `no_table`, `no_host`, `no_path`, `malformed`.
@@ -193,6 +195,11 @@ impl DataPlaneMetrics {
     fn new(registry: &Registry) -> Self {
         Self {
             connections: gauge(registry, "waypost_connections", "Open client connections."),
+            max_connections: gauge(
+                registry,
+                "waypost_max_connections",
+                "How many client connections there may be.",
+            ),
             accepted: counter(
                 registry,
                 "waypost_connections_total",

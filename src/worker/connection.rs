@@ -25,6 +25,7 @@ use tracing::debug;
 
 use super::{
     Opening,
+    admission::{self, Admitted, Speaks},
     io::{ClientIo, ClientStream},
     proxy_protocol::{self, Origin},
     refusals::{Refusal, Refusals},
@@ -95,22 +96,35 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
     }
 }
 
+/// A connection just accepted.
+pub struct Arrival {
+    pub stream: TcpStream,
+    pub opening: Opening,
+    /// Its place among all connections.
+    pub admitted: Admitted,
+}
+
 /// Serves one connection to its end.
 pub async fn serve(
     proxy: &Rc<Proxy>,
     protocols: &Protocols,
     client: &Rc<Client>,
-    stream: TcpStream,
-    opening: Opening,
+    arrival: Arrival,
 ) {
+    let Arrival {
+        stream,
+        opening,
+        admitted,
+    } = arrival;
     // Small answers must not wait for the acknowledgement of earlier ones.
     let _ = stream.set_nodelay(true);
-    let opened = until_expired(client, open(proxy, client, stream, opening)).await;
+    let opened = until_expired(client, open(proxy, client, stream, opening, &admitted)).await;
     let (stream, replay, protocol) = match opened {
         Some(Ok(opened)) => opened,
         Some(Err(Closed::Refused(refusal))) => {
             return protocols.refusals.note(proxy, client.address(), &refusal);
         }
+        Some(Err(Closed::TurnedAway)) => return,
         Some(Err(Closed::Broken(error))) => {
             return debug!(client = %client.address(), %error, "connection not opened");
         }
@@ -138,6 +152,7 @@ fn limit_of(expiry: Expiry) -> Option<Limit> {
         Expiry::Head => Some(Limit::Head),
         Expiry::Idle => Some(Limit::Idle),
         Expiry::Write => Some(Limit::Write),
+        Expiry::Room => Some(Limit::GaveWay),
         Expiry::Drain | Expiry::Removed | Expiry::Leave | Expiry::Abort => None,
     }
 }
@@ -148,6 +163,8 @@ enum Closed {
     Broken(std::io::Error),
     /// By us.
     Refused(Refusal),
+    /// By us, as its address has as many as it may.
+    TurnedAway,
 }
 
 impl From<std::io::Error> for Closed {
@@ -161,9 +178,15 @@ async fn open(
     client: &Client,
     mut stream: TcpStream,
     opening: Opening,
+    admitted: &Admitted,
 ) -> Result<(ClientStream, Bytes, Protocol), Closed> {
     if opening.proxy_protocol {
         introduce(proxy, client, &mut stream).await?;
+        if !admitted.counts_for(client.address().ip()) {
+            let speaks = Speaks::of(&opening);
+            admission::turn_away(&stream, speaks);
+            return Err(Closed::TurnedAway);
+        }
     }
     match opening.tls {
         Some(store) => {

@@ -299,7 +299,9 @@ impl AsyncRead for ClientIo {
                         let _ = this.poll_raw_flush(cx);
                         return Poll::Ready(Ok(()));
                     }
-                    Some(Expiry::Idle | Expiry::Drain) if this.state.running() == 0 => {
+                    Some(Expiry::Idle | Expiry::Room | Expiry::Drain)
+                        if this.state.running() == 0 =>
+                    {
                         return Poll::Ready(Ok(()));
                     }
                     _ => return Poll::Pending,

@@ -3,11 +3,13 @@
 //! Nothing on a request's way crosses threads but the table and the counters in upstreams. Kernel-side
 //! `SO_REUSEPORT` spreads connections over the workers.
 
+mod admission;
 mod connection;
 pub mod io;
 pub mod listener;
 pub mod proxy_protocol;
 mod refusals;
+mod room;
 mod strict;
 mod thread;
 pub mod tls;
@@ -23,7 +25,7 @@ use anyhow::Context;
 use http::HeaderName;
 use tokio::sync::{oneshot, watch};
 
-use self::{thread::Shared, tls::TlsStore};
+use self::{admission::Admission, thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
     descriptors::Descriptors,
@@ -129,17 +131,20 @@ impl DataPlane {
             .spawn(move || preloading.preload())
             .context("starting a thread")?;
         let own = addresses.iter().copied().chain([config.admin]).collect();
+        let trusted = config.trusted_proxies.iter().copied();
+        let trusted = Arc::new(trusted.collect::<TrustedProxies>());
+        let admission = Admission::new(
+            &config.limits.connections,
+            descriptors.client_share(),
+            trusted.clone(),
+            metrics.clone(),
+        );
         let shared = Shared {
             live,
             metrics,
             access_log,
-            trusted: Arc::new(
-                config
-                    .trusted_proxies
-                    .iter()
-                    .copied()
-                    .collect::<TrustedProxies>(),
-            ),
+            trusted,
+            admission,
             certificate_fields: certificate_fields(config),
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,

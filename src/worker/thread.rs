@@ -18,10 +18,15 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::{Accepting, Opening, Stage, connection};
+use super::{
+    Accepting, Opening, Stage,
+    admission::{self, Admission, Speaks},
+    connection::{self, Arrival},
+    room::Room,
+};
 use crate::{
     config::ClientLimits,
-    descriptors::{self, Descriptors},
+    descriptors::{self, Descriptors, Episode},
     gate::Question,
     live::Live,
     moment::Moment,
@@ -59,6 +64,7 @@ pub(super) struct Shared {
     pub limits: ClientLimits,
     pub drain_timeout: Duration,
     pub descriptors: Arc<Descriptors>,
+    pub admission: Arc<Admission>,
     /// The most idle connections to upstreams that a worker keeps.
     pub most_idle: usize,
 }
@@ -77,6 +83,10 @@ const POOLS_EVERY: u32 = 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// More than a listening socket's queue holds: who still comes then would keep the process from ending.
 const MOST_QUEUED: usize = 8192;
+/// How often accepting what is queued at the end is tried again in vain.
+const LAST_ACCEPTS: u32 = 100;
+/// How many idle connections a worker closes at once for the sake of others.
+const GIVEN: u64 = 16;
 /// How long idle connections may take to close, once nothing runs any more.
 const LAST_CLOSES: Duration = Duration::from_secs(3);
 
@@ -108,6 +118,9 @@ struct Local {
     protocols: connection::Protocols,
     connections: RefCell<Slab<Rc<Client>>>,
     descriptors: Arc<Descriptors>,
+    admission: Arc<Admission>,
+    room: Room,
+    accept_failures: RefCell<Episode>,
     most_idle: usize,
 }
 
@@ -146,10 +159,14 @@ async fn work(
         protocols: connection::Protocols::new(&shared.limits),
         connections: RefCell::default(),
         descriptors: shared.descriptors,
+        admission: shared.admission,
+        room: Room::default(),
+        accept_failures: RefCell::default(),
         most_idle: shared.most_idle,
     });
     tokio::task::spawn_local(sweep_for_ever(local.clone()));
     tokio::task::spawn_local(make_way(local.clone()));
+    tokio::task::spawn_local(make_room(local.clone()));
     tokio::task::spawn_local(answer(local.clone(), questions));
     let mut accept_loops = Vec::new();
     for Accepting { socket, opening } in accepting {
@@ -210,6 +227,17 @@ impl Local {
         cut
     }
 
+    /// Memory or the like is lacking, and will be for a while.
+    fn note_accept_failure(&self, error: &std::io::Error) {
+        let noted = self
+            .accept_failures
+            .borrow_mut()
+            .note(std::time::Instant::now());
+        if let Some(times) = noted {
+            warn!(%error, times, "accepting failed; trying again, twenty times a second");
+        }
+    }
+
     fn is_busy(&self) -> bool {
         let connections = self.connections.borrow();
         connections.iter().any(|(_, client)| client.is_busy())
@@ -265,7 +293,23 @@ impl Local {
         pools.keep_at_most(self.most_idle - idle);
     }
 
+    /// Closes an idle connection for the sake of another; whether there was one.
+    fn make_room(&self) -> bool {
+        let connections = self.connections.borrow();
+        self.room.make(&connections, self.proxy.sweep.now())
+    }
+
+    /// Whoever comes next may find what other workers give up; who comes now does not.
+    fn ask_for_room(&self) -> bool {
+        self.admission.ask_for_room();
+        false
+    }
+
     fn open(self: &Rc<Self>, stream: TcpStream, address: SocketAddr, opening: &Opening) {
+        let make_room = || self.make_room() || self.ask_for_room();
+        let Some(admitted) = self.admission.admit(address.ip(), make_room) else {
+            return admission::turn_away(&stream, Speaks::of(opening));
+        };
         let data_plane = &self.proxy.metrics.data_plane;
         data_plane.accepted.inc();
         data_plane.connections.inc();
@@ -278,10 +322,14 @@ impl Local {
             local: self.clone(),
             client,
         };
-        let opening = opening.clone();
+        let arrival = Arrival {
+            stream,
+            opening: opening.clone(),
+            admitted,
+        };
         tokio::task::spawn_local(async move {
             let OpenConnection { local, client, .. } = &open;
-            connection::serve(&local.proxy, &local.protocols, client, stream, opening).await;
+            connection::serve(&local.proxy, &local.protocols, client, arrival).await;
         });
     }
 }
@@ -323,7 +371,7 @@ async fn accept(
                 local.descriptors.relief(&error).await;
             }
             Err(error) => {
-                warn!(%error, "accepting failed; trying again shortly");
+                local.note_accept_failure(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -331,18 +379,36 @@ async fn accept(
             break;
         }
     }
-    // What the kernel has queued was promised to the client: a close would reset it.
-    let Ok(listener) = listener.into_std() else {
-        return;
-    };
+    if let Ok(listener) = listener.into_std() {
+        accept_queued(&local, &listener, &opening).await;
+    }
+}
+
+/// What the kernel has queued was promised to the client: a close would reset it. Where descriptors are lacking, idle
+/// connections give theirs, and what runs ends.
+async fn accept_queued(local: &Rc<Local>, listener: &std::net::TcpListener, opening: &Opening) {
+    let mut patience = LAST_ACCEPTS;
     for _ in 0..MOST_QUEUED {
-        let Ok((stream, address)) = listener.accept() else {
-            break;
-        };
-        if stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            local.open(stream, address, &opening);
+        match listener.accept() {
+            Ok((stream, address)) => {
+                if stream.set_nonblocking(true).is_ok()
+                    && let Ok(stream) = TcpStream::from_std(stream)
+                {
+                    local.open(stream, address, opening);
+                }
+            }
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock || patience == 0 => break,
+            Err(error) if descriptors::are_lacking(&error) => {
+                patience -= 1;
+                local.make_room();
+                local.descriptors.relief(&error).await;
+            }
+            Err(error) => {
+                patience -= 1;
+                local.note_accept_failure(&error);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
@@ -378,6 +444,24 @@ async fn make_way(local: Rc<Local>) {
             tokio::task::yield_now().await;
             local.descriptors.freed();
         }
+    }
+}
+
+/// Closes idle connections when another worker has none, and clients that would need their room.
+async fn make_room(local: Rc<Local>) {
+    let mut crowded = local.admission.crowded();
+    let mut given = 0;
+    while crowded.changed().await.is_ok() {
+        let asked = *crowded.borrow_and_update();
+        let wanted = (asked - given).min(GIVEN);
+        given = asked;
+        for _ in 0..wanted {
+            if !local.admission.is_full() || !local.make_room() {
+                break;
+            }
+        }
+        // A flood asks for each of its connections.
+        tokio::time::sleep(TICK).await;
     }
 }
 

@@ -30,6 +30,9 @@ fn what_is_out_of_bounds_is_refused_with_the_flag_and_the_bounds() {
         ("--tls-handshake-timeout", "1ms", "under 100ms"),
         ("--idle-timeout", "400days", "365 days"),
         ("--body-timeout", "-1s", "a number and a unit"),
+        ("--max-connections", "0", "1..=10000000"),
+        ("--max-connections-per-client", "0", "half, or none"),
+        ("--max-connections-per-client", "most", "half, or none"),
         ("--h2-max-streams", "0", "1..=10000"),
         ("--h2-stream-window", "1KiB", "from 16KiB to 64MiB"),
         ("--h2-connection-window", "60KiB", "from 64KiB to 1GiB"),
@@ -52,8 +55,9 @@ fn every_flag_has_an_environment_twin_and_a_row_with_its_default_in_the_document
         let Some(flag) = arg.get_long() else { continue };
         let twin = format!("WAYPOST_{}", flag.replace('-', "_").to_uppercase());
         assert_eq!(arg.get_env(), Some(std::ffi::OsStr::new(&twin)), "{flag}");
-        let default = arg.get_default_values()[0].to_str().expect("text");
-        let row = format!("| `--{flag}` | `{default}` |");
+        let default = arg.get_default_values().first();
+        let default = default.map_or(String::new(), |text| format!(" `{}` |", text.display()));
+        let row = format!("| `--{flag}` |{default}");
         assert!(DOCUMENTED.contains(&row), "docs/http.md lacks {row}");
     }
 }
@@ -69,6 +73,16 @@ fn each_flag_sets_its_limit() {
     assert_eq!(of("--tls-handshake-timeout=1s").opening, second);
     assert_eq!(of("--idle-timeout=1s").idle, second);
     assert_eq!(of("--body-timeout=1s").body, second);
+    let connections = |argument: &str| of(argument).connections;
+    assert_eq!(connections("--max-connections=9").process, Some(9));
+    for (text, expected) in [
+        ("half", PerClient::Half),
+        ("7", PerClient::AtMost(7)),
+        ("none", PerClient::Unlimited),
+    ] {
+        let argument = format!("--max-connections-per-client={text}");
+        assert_eq!(connections(&argument).per_client, expected);
+    }
     assert_eq!(of("--h2-max-streams=7").http2.streams, 7);
     assert_eq!(of("--h2-stream-window=16KiB").http2.stream_window, 1 << 14);
     let window = of("--h2-connection-window=2MiB").http2.connection_window;

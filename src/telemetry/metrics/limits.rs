@@ -23,6 +23,12 @@ pub enum Limit {
     TargetSize,
     /// `max_body` of a route: 413.
     BodySize,
+    /// `--max-connections`: turned away.
+    Connections,
+    /// `--max-connections-per-client`: turned away.
+    ConnectionsPerClient,
+    /// `--max-connections`: idle, and closed to make room for another.
+    GaveWay,
 }
 
 /// `waypost_limit_hits_total{limit}`.
@@ -31,7 +37,7 @@ pub struct LimitHits([IntCounter; Limit::ALL.len()]);
 
 impl Limit {
     /// In the order of their values.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Opening,
         Self::Head,
         Self::Idle,
@@ -40,6 +46,9 @@ impl Limit {
         Self::HeaderSize,
         Self::TargetSize,
         Self::BodySize,
+        Self::Connections,
+        Self::ConnectionsPerClient,
+        Self::GaveWay,
     ];
 
     fn label(self) -> &'static str {
@@ -52,6 +61,9 @@ impl Limit {
             Self::HeaderSize => "header_size",
             Self::TargetSize => "target_size",
             Self::BodySize => "body_size",
+            Self::Connections => "connections",
+            Self::ConnectionsPerClient => "connections_per_client",
+            Self::GaveWay => "connections_gave_way",
         }
     }
 }

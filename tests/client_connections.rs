@@ -1,0 +1,262 @@
+//! How many clients may be connected, who gives way, and what the rest is told.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::{
+    gated::{Gated, begin},
+    http::{End, Wire, get},
+    origin::Origin,
+    tls::Authority,
+    waypost::{Builder, Waypost, eventually},
+};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+
+async fn serving(builder: Builder) -> (Waypost, Origin) {
+    let origin = Origin::named("ok").await;
+    let waypost = builder.start().await;
+    waypost.put("a.test", &origin, "").await;
+    (waypost, origin)
+}
+
+async fn hits(waypost: &Waypost, limit: &str) -> usize {
+    let labels = [("limit", limit)];
+    waypost.metric("waypost_limit_hits_total", &labels).await as usize
+}
+
+/// Waits until so many connections are open.
+async fn until_open(waypost: &Waypost, count: usize) {
+    let what = format!("{count} connections are open");
+    eventually(&what, async || {
+        waypost.metric("waypost_connections", &[]).await as usize == count
+    })
+    .await;
+}
+
+/// A connection from this address of our own.
+async fn connect_from(from: [u8; 4], to: SocketAddr) -> Wire {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((from, 0).into()).expect("a loopback address");
+    Wire::tcp(socket.connect(to).await.expect("it accepts"))
+}
+
+/// Whether it is turned away without having asked: told so, and closed in order.
+async fn is_turned_away(client: &mut Wire) -> bool {
+    let Ok(answer) = client.try_response("GET").await else {
+        return false;
+    };
+    assert_eq!(
+        (answer.status(), answer.error(), answer.whole),
+        (503, "connection_limit_reached", true)
+    );
+    client.end().await == End::Fin
+}
+
+#[tokio::test]
+async fn who_comes_when_all_are_at_work_is_turned_away_at_once() {
+    let authority = Authority::new();
+    let pair = authority.server(&["a.test"]);
+    let waypost = Waypost::builder()
+        .listen("http://127.0.0.1:0")
+        .listen(&format!("https://127.0.0.1:0?{}", pair.query()))
+        .flag("--max-connections", 4)
+        .flag("--max-connections-per-client", "none")
+        .start()
+        .await;
+    let gated = Gated::start().await;
+    waypost.put("a.test", &gated.origin, "").await;
+    let mut running = Vec::new();
+    for _ in 0..4 {
+        running.push(begin(&waypost, "/").await);
+    }
+    gated.asked(4).await;
+    for round in 1..=20 {
+        let mut client = Wire::connect(waypost.address()).await;
+        assert!(is_turned_away(&mut client).await);
+        assert_eq!(hits(&waypost, "connections").await, round);
+    }
+    // There are no words for who has to shake hands first.
+    let mut tls = Wire::connect(waypost.addresses()[1]).await;
+    assert_eq!(tls.end().await, End::Fin);
+    until_open(&waypost, 4).await;
+    assert_eq!(waypost.metric("waypost_max_connections", &[]).await, 4.0);
+
+    gated.let_through(5);
+    for client in &mut running {
+        assert_eq!(client.response("GET").await.status(), 200);
+    }
+    running.pop();
+    // Others may have given way to one of those that were turned away.
+    eventually("there is room", async || {
+        waypost.metric("waypost_connections", &[]).await <= 3.0
+    })
+    .await;
+    assert_eq!(get(waypost.address(), "a.test", "/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn who_lies_idle_longest_gives_way() {
+    let (waypost, _origin) = serving(
+        Waypost::builder()
+            .flag("--workers", 1)
+            .flag("--max-connections", 3)
+            .flag("--max-connections-per-client", "none"),
+    )
+    .await;
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut client = Wire::connect(waypost.address()).await;
+        assert_eq!(client.ask(GET).await.status(), 200);
+        // What is compared are ticks of 50 ms.
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        idle.push(client);
+    }
+    let mut new = Wire::connect(waypost.address()).await;
+    assert_eq!(new.ask(GET).await.status(), 200);
+    assert_eq!(idle.remove(0).end().await, End::Fin);
+    for client in &mut idle {
+        assert_eq!(client.ask(GET).await.status(), 200);
+    }
+    assert_eq!(hits(&waypost, "connections_gave_way").await, 1);
+    assert_eq!(hits(&waypost, "connections").await, 0);
+}
+
+#[tokio::test]
+async fn idle_connections_of_other_workers_give_way_too() {
+    let (waypost, _origin) = serving(
+        Waypost::builder()
+            .flag("--workers", 4)
+            .flag("--max-connections", 6)
+            .flag("--max-connections-per-client", "none"),
+    )
+    .await;
+    // All new ones, until none is left of those that were idle.
+    let mut kept = Vec::new();
+    for _ in 0..6 {
+        let mut client = Wire::connect(waypost.address()).await;
+        assert_eq!(client.ask(GET).await.status(), 200);
+        kept.push(client);
+    }
+    for _ in 0..20 {
+        let mut client = None;
+        eventually("there is room", async || {
+            let mut new = Wire::connect(waypost.address()).await;
+            new.send(GET).await;
+            let status = new
+                .try_response("GET")
+                .await
+                .map_or(0, |answer| answer.status());
+            client = (status == 200).then_some(new);
+            client.is_some()
+        })
+        .await;
+        kept.extend(client);
+    }
+    assert!(waypost.metric("waypost_connections", &[]).await <= 6.0);
+}
+
+#[tokio::test]
+async fn one_client_leaves_room_for_others() {
+    let (waypost, _origin) = serving(
+        Waypost::builder()
+            .flag("--max-connections-per-client", 2)
+            .flag("--trusted-proxies", "127.0.0.3"),
+    )
+    .await;
+    let address = waypost.address();
+    let mut held = Vec::new();
+    for (from, served) in [
+        (1, true),
+        (1, true),
+        (1, false),
+        (2, true),
+        (3, true),
+        (3, true),
+        (3, true),
+    ] {
+        let mut client = connect_from([127, 0, 0, from], address).await;
+        match served {
+            true => assert_eq!(client.ask(GET).await.status(), 200, "{from}"),
+            false => assert!(is_turned_away(&mut client).await, "{from}"),
+        }
+        held.push(client);
+    }
+    assert_eq!(hits(&waypost, "connections_per_client").await, 1);
+    drop(held);
+    until_open(&waypost, 0).await;
+    let mut client = connect_from([127, 0, 0, 1], address).await;
+    assert_eq!(client.ask(GET).await.status(), 200);
+}
+
+#[tokio::test]
+async fn clients_alone_do_not_take_every_descriptor() {
+    let waypost = Waypost::builder()
+        .flag("--header-timeout", "10m")
+        .open_files(160, 160)
+        .start()
+        .await;
+    assert_eq!(waypost.metric("waypost_max_connections", &[]).await, 48.0);
+    // They are about to ask, and so don't give way.
+    let mut good = Vec::new();
+    for name in ["one", "other"] {
+        let mut client = connect_from([127, 0, 0, 4], waypost.address()).await;
+        client.send(format!("GET /{name} HTTP/1.1\r\n")).await;
+        good.push((name, client));
+    }
+    until_open(&waypost, 2).await;
+    let mut attackers = Vec::new();
+    for number in 0..300_u16 {
+        let from = [127, 0, 0, 1 + (number % 3) as u8];
+        let mut client = connect_from(from, waypost.address()).await;
+        // A head that is under way gives way to nobody.
+        client.send("GET /").await;
+        attackers.push(client);
+    }
+    until_open(&waypost, 48).await;
+    // All of one address, and then all of all.
+    assert!(
+        hits(&waypost, "connections").await + hits(&waypost, "connections_per_client").await >= 200
+    );
+    for (name, client) in &mut good {
+        let origin = Origin::named(name).await;
+        waypost.put(&format!("a.test/{name}"), &origin, "").await;
+        client.send("Host: a.test\r\n\r\n").await;
+        assert_eq!(client.response("GET").await.text(), *name);
+    }
+    assert_eq!(waypost.log().count("out of file descriptors"), 0);
+}
+
+#[tokio::test]
+async fn the_last_accepts_wait_for_descriptors() {
+    let (mut waypost, _origin) = serving(
+        Waypost::builder()
+            .flag("--workers", 1)
+            .flag("--max-connections", 10_000)
+            .flag("--max-connections-per-client", "none")
+            .flag("--drain-delay", "0")
+            .open_files(100, 100),
+    )
+    .await;
+    let mut attackers = Vec::new();
+    while waypost.log().count("out of file descriptors") == 0 {
+        let mut client = Wire::connect(waypost.address()).await;
+        client.send("GET /").await;
+        attackers.push(client);
+        tokio::task::yield_now().await;
+    }
+    let queued = TcpStream::connect(waypost.address())
+        .await
+        .expect("it listens");
+    let mut queued = Wire::tcp(queued);
+    queued.send(GET).await;
+    waypost.signal("TERM");
+    waypost.log().until("no longer accepting").await;
+    // Long enough for one more try in vain, which was the last one once.
+    assert!(queued.is_silent_for(Duration::from_millis(300)).await);
+    drop(attackers);
+    let answer = queued.response("GET").await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    assert_eq!(waypost.wait_exit().await, Some(0));
+}
