@@ -11,6 +11,7 @@ mod balancing_sticky;
 mod blame;
 mod certificates;
 mod check_etcd;
+mod client_attacks;
 mod client_certificates;
 mod client_connections;
 mod client_limits;

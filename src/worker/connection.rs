@@ -45,6 +45,10 @@ use crate::{
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What hyper may hold beyond a whole head: of a response that the client is slow to read, and of what follows a head.
 const BEYOND_HEAD: usize = 16 * 1024;
+/// Streams that a client reset before they were looked at, at one time: rapid reset (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams of a connection that were reset for an error of the client's: MadeYouReset (CVE-2025-8671).
+const MAX_ERROR_RESETS: usize = 1024;
 /// Fields of an HTTP/1.1 head that hyper has room for without allocating.
 const FIELDS_ON_STACK: usize = 100;
 /// How long, and for how many bytes, a close waits for the client to stop sending.
@@ -74,6 +78,8 @@ impl Protocols {
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .max_concurrent_streams(limits.http2.streams)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_ERROR_RESETS)
             .initial_stream_window_size(limits.http2.stream_window)
             .initial_connection_window_size(limits.http2.connection_window)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
