@@ -1,11 +1,11 @@
 //! The upstream's answer as the client gets it: relayed, streamed, or taken over by an upgrade.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode, Version,
-    header::{CONNECTION, SET_COOKIE, UPGRADE},
+    header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SET_COOKIE, UPGRADE},
     request::Parts,
 };
 
@@ -17,7 +17,8 @@ use super::{
     error::Failure,
     headers,
     record::RequestRecord,
-    upgrade::Upgraded,
+    stream::Stream,
+    upgrade::{FarEnd, Handshake, Upgraded},
 };
 use crate::{
     route::Route,
@@ -40,8 +41,6 @@ pub struct Answer {
     pub rest: Rest,
     pub upstream: Arc<Upstream>,
     pub deadline: Deadline,
-    /// The upstream was asked for a WebSocket.
-    pub may_switch: bool,
     /// What makes the client stick to its upstream.
     pub cookie: Option<HeaderValue>,
 }
@@ -78,8 +77,7 @@ impl Proxy {
     /// The upstream's answer as the client gets it.
     pub(super) fn respond(
         self: &Rc<Self>,
-        client: &Rc<Client>,
-        request: &Parts,
+        asked: &Asked<'_>,
         route: &Route,
         answer: Answer,
         request_deadline: Option<Deadline>,
@@ -90,23 +88,32 @@ impl Proxy {
             rest,
             upstream,
             deadline,
-            may_switch,
             cookie,
         } = answer;
+        if let Some(handshake) = asked.handshake {
+            if rest.grants_socket(&head) {
+                let far_end = rest.into_socket(&head, handshake, &upstream)?;
+                record.head(head.status);
+                let response = asked.switch(handshake, route, head, far_end, deadline);
+                return Ok(sticking(response, cookie));
+            }
+            if handshake.is_connect() && head.status.is_success() {
+                // To the client it would be the WebSocket that it is not (RFC 9113 section 8.5).
+                let why = format!("answered {} and no WebSocket", head.status);
+                return Err(Failure::no_socket(&upstream.name, &why));
+            }
+        }
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return match rest {
-                Rest::Http1 { connection, .. } if may_switch => {
-                    let response = self.switch(client, route, head, connection, deadline, record);
-                    response.map(|response| sticking(response, cookie))
-                }
-                _ => Err(Failure::switched_unasked()),
-            };
+            return Err(Failure::switched_unasked());
         }
         record.head(head.status);
         let mut headers = std::mem::take(&mut head.headers);
         if !route.settings.response_headers.is_empty() {
             headers::apply(&route.settings.response_headers, &mut headers);
         }
+        let Asked {
+            client, request, ..
+        } = asked;
         if rest.is_sending() && request.version < Version::HTTP_2 {
             client.leave_body_unread();
         }
@@ -114,7 +121,10 @@ impl Proxy {
             Rest::Http1 { connection, sent } => {
                 self.body_of_http1(connection, sent, &head, &upstream, route, deadline)
             }
-            Rest::Http2(exchange) => self.body_of_http2(exchange, &head, route, deadline),
+            Rest::Http2(exchange) => {
+                let patience = self.patience(request, route);
+                self.body_of_http2(exchange, &head, route, deadline, patience)
+            }
         };
         let body = match behind {
             Behind::Whole(bytes) => {
@@ -131,7 +141,7 @@ impl Proxy {
                 // An HTTP/1.0 client gets a body of unknown length up to the close: only a reset can tell a cut.
                 cut_needs_reset: request.version == Version::HTTP_10
                     && !matches!(head.framing, Framing::Length(_)),
-                client: client.clone(),
+                client: (*client).clone(),
             }),
         };
         let mut response = Response::new(body);
@@ -174,7 +184,7 @@ impl Proxy {
             head.reusable,
             route.settings.timeouts.idle,
             deadline,
-            unsent.map(|upload| (upload, self.upload_limits(route))),
+            unsent.map(|upload| (upload, self.upload_limits(route, self.body_timeout(route)))),
         )))
     }
 
@@ -184,6 +194,7 @@ impl Proxy {
         head: &ResponseHead,
         route: &Route,
         deadline: Deadline,
+        patience: Duration,
     ) -> Behind {
         exchange.forget();
         if head.framing == Framing::Length(0) {
@@ -196,54 +207,115 @@ impl Proxy {
             head.framing,
             route.settings.timeouts.idle,
             deadline,
-            is_sending.then(|| self.upload_limits(route)),
+            is_sending.then(|| self.upload_limits(route, patience)),
         )))
     }
 
-    fn upload_limits(&self, route: &Route) -> UploadLimits {
-        let timeouts = &route.settings.timeouts;
+    fn upload_limits(&self, route: &Route, client: Duration) -> UploadLimits {
         UploadLimits {
             stall: UploadStall {
-                upstream: timeouts.idle,
-                client: timeouts.client_body.unwrap_or(self.limits.body),
+                upstream: route.settings.timeouts.idle,
+                client,
             },
             deadline: self.sweep.deadline(),
         }
     }
+}
 
-    /// A 101 takes the connection over, if it is to what was asked for.
+impl Rest {
+    /// Whether what was asked for a WebSocket has granted it.
+    fn grants_socket(&self, head: &ResponseHead) -> bool {
+        match self {
+            Self::Http1 { .. } => head.status == StatusCode::SWITCHING_PROTOCOLS,
+            // Any success (RFC 9113 section 8.5).
+            Self::Http2(_) => head.status.is_success(),
+        }
+    }
+
+    /// What the upstream's end of the WebSocket is read from and written to, and what was read of it.
+    fn into_socket(
+        self,
+        head: &ResponseHead,
+        handshake: &Handshake,
+        upstream: &Upstream,
+    ) -> Result<(FarEnd, Bytes), Failure> {
+        let connection = match self {
+            Self::Http2(exchange) => {
+                return Ok((
+                    FarEnd::Http2(Box::new(exchange.into_socket())),
+                    Bytes::new(),
+                ));
+            }
+            Self::Http1 { connection, .. } => connection,
+        };
+        let protocol = head.upgrade.as_ref();
+        if !protocol.is_some_and(|named| named.as_bytes().eq_ignore_ascii_case(b"websocket")) {
+            return Err(Failure::switched_unasked());
+        }
+        if !handshake.is_proved_by(&head.headers) {
+            let why = "switched without the proof that it speaks WebSocket";
+            return Err(Failure::no_socket(&upstream.name, why));
+        }
+        let (transport, read) = connection
+            .into_stream()
+            .ok_or_else(Failure::switched_unasked)?;
+        Ok((FarEnd::Http1(transport), read.freeze()))
+    }
+}
+
+/// Who asked, and how.
+pub struct Asked<'r> {
+    pub client: &'r Rc<Client>,
+    pub request: &'r Parts,
+    /// It asks for a WebSocket.
+    pub handshake: Option<&'r Handshake>,
+    /// The stream that it came on, over HTTP/2.
+    pub stream: Option<&'r Stream>,
+}
+
+impl Asked<'_> {
+    /// The client's connection, or its stream, belongs to a WebSocket from now on; this is what tells it so.
     fn switch(
         &self,
-        client: &Rc<Client>,
+        handshake: &Handshake,
         route: &Route,
         head: ResponseHead,
-        connection: Connection,
+        (far_end, read): (FarEnd, Bytes),
         deadline: Deadline,
-        record: &mut Box<RequestRecord>,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let upgrade = head
-            .upgrade
-            .filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let Some((upgrade, (transport, read))) = upgrade.zip(connection.into_stream()) else {
-            return Err(Failure::switched_unasked());
-        };
-        record.head(head.status);
+    ) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::empty());
-        *response.status_mut() = head.status;
+        let came_over_http2 = matches!(far_end, FarEnd::Http2(_));
         *response.headers_mut() = head.headers;
-        headers::apply(&route.settings.response_headers, response.headers_mut());
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert(UPGRADE, upgrade);
-        client.upgrade(Upgraded {
-            transport,
-            read: read.freeze(),
+        let headers = response.headers_mut();
+        headers::apply(&route.settings.response_headers, headers);
+        let upgraded = Upgraded {
+            far_end,
+            read,
             idle: route.settings.timeouts.idle,
             deadline,
             record: None,
-        });
-        Ok(response)
+        };
+        match self.stream {
+            Some(stream) => {
+                headers.remove(SEC_WEBSOCKET_ACCEPT);
+                *response.status_mut() = StatusCode::OK;
+                stream.upgrade(upgraded);
+            }
+            None => {
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(
+                    UPGRADE,
+                    head.upgrade
+                        .unwrap_or(HeaderValue::from_static("websocket")),
+                );
+                if let (true, Some(proof)) = (came_over_http2, handshake.proof()) {
+                    headers.insert(SEC_WEBSOCKET_ACCEPT, proof);
+                }
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                self.client.upgrade(upgraded);
+            }
+        }
+        response
     }
 }
 

@@ -147,7 +147,7 @@ impl Journey<'_> {
             .await
         {
             Ok(head) => {
-                record.upstream_answered(head.status, self.wants_upgrade);
+                record.upstream_answered(head.status, self.upgrade.is_some());
                 let sent = match upload.is_done() {
                     true => {
                         let (buffer, body) = upload.into_parts();
@@ -202,10 +202,6 @@ impl Journey<'_> {
             cause,
             body,
         };
-        if self.wants_upgrade {
-            let failure = Failure::no_upgrade(&upstream.name);
-            return Err(failed(failure, Some(Cause::Unsuited), body));
-        }
         let request = match self.head(upstream, body.length()).http2() {
             Ok(request) => request,
             Err(failure) => return Err(failed(failure, None, body)),
@@ -231,6 +227,10 @@ impl Journey<'_> {
         if !lease.is_proven() {
             record.connected(begun);
         }
+        if self.upgrade.is_some() && !lease.takes_websockets() {
+            let failure = Failure::no_upgrade(&upstream.name);
+            return Err(failed(failure, Some(Cause::Unsuited), body));
+        }
         upstream.metrics.requests.inc();
         let terms = http2::Terms {
             limits: &self.limits(),
@@ -245,7 +245,7 @@ impl Journey<'_> {
         };
         let aborted = match http2::exchange(lease, request, body, &terms, relay).await {
             Ok((head, exchange)) => {
-                record.upstream_answered(head.status, self.wants_upgrade);
+                record.upstream_answered(head.status, self.upgrade.is_some());
                 return Ok(Answered {
                     head,
                     rest: Rest::Http2(exchange),
@@ -284,7 +284,7 @@ impl Journey<'_> {
         ExchangeLimits {
             response: timeouts.response,
             idle: timeouts.idle,
-            client_body: timeouts.client_body.unwrap_or(self.proxy.limits.body),
+            client_body: self.proxy.patience(self.request, self.route),
         }
     }
 
@@ -294,12 +294,19 @@ impl Journey<'_> {
         since < Sweep::ticks(retry::STALE_WITHIN)
     }
 
-    /// Interim responses go to clients of HTTP/1.1: hyper sends none over HTTP/2. Its own 100 it sends as soon as the
-    /// body is asked for.
+    /// Interim responses go to the client, unless it speaks HTTP/1.0. Over HTTP/1.1 hyper sends a 100 of its own as soon
+    /// as the body is asked for; over HTTP/2 there is the upstream's, for who has asked for it.
     fn relay(&self, head: &ResponseHead) {
-        if self.request.version == Version::HTTP_11 && head.status != StatusCode::CONTINUE {
-            self.client
-                .send_interim(&headers::interim_head(head.status, &head.headers));
+        let is_continue = head.status == StatusCode::CONTINUE;
+        match self.stream {
+            Some(stream) if !is_continue || headers::expects_continue(self.request) => {
+                stream.send_interim(head.status, &head.headers);
+            }
+            Some(_) => {}
+            None if self.request.version == Version::HTTP_11 && !is_continue => self
+                .client
+                .send_interim(&headers::interim_head(head.status, &head.headers)),
+            None => {}
         }
     }
 
@@ -316,7 +323,7 @@ impl Journey<'_> {
             sender: self.sender,
             scheme: self.scheme,
             length,
-            upgrade: self.wants_upgrade,
+            upgrade: self.upgrade,
         }
     }
 }

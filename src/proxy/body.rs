@@ -137,6 +137,13 @@ impl ResponseBody {
         self
     }
 
+    /// Notes that the client took nothing of it for too long.
+    pub fn stalled(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.reason = Some("write_timeout");
+        }
+    }
+
     fn count(&mut self, data: &Bytes) {
         if let Some(record) = &mut self.record {
             record.response_bytes += data.len() as u64;

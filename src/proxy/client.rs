@@ -10,6 +10,7 @@ use std::{
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue};
+use slab::Slab;
 use socket2::Socket;
 
 use super::{
@@ -122,6 +123,8 @@ pub struct Client {
     upgraded: RefCell<Option<Box<Upgraded>>>,
     is_upgraded: Cell<bool>,
     reading_paused: Cell<bool>,
+    /// Those of its streams that carry WebSockets.
+    carried: RefCell<Slab<Rc<Client>>>,
 }
 
 impl Client {
@@ -153,6 +156,7 @@ impl Client {
             upgraded: RefCell::new(None),
             is_upgraded: Cell::new(false),
             reading_paused: Cell::new(false),
+            carried: RefCell::default(),
         })
     }
 
@@ -319,6 +323,9 @@ impl Client {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+        for (_, carried) in self.carried.borrow().iter() {
+            carried.expire(expiry);
+        }
     }
 
     /// Why the connection is to end, if it is.
@@ -456,6 +463,26 @@ impl Client {
         self.is_upgraded.get()
     }
 
+    /// A WebSocket on one of its streams is as a connection of its own, but ends when this one does.
+    pub fn carry(self: &Rc<Self>) -> Carried {
+        let client = Self::new(self.address.get(), self.tls, self.sweep.clone());
+        client.phase.set(Phase::Exchange);
+        client.asked.set(true);
+        client.is_upgraded.set(true);
+        client.expired.set(self.expired.get());
+        let key = self.carried.borrow_mut().insert(client.clone());
+        Carried {
+            client,
+            key,
+            by: self.clone(),
+        }
+    }
+
+    /// Whether one of its streams carries a WebSocket.
+    pub fn carries(&self) -> bool {
+        !self.carried.borrow().is_empty()
+    }
+
     /// Whether the close must linger.
     pub fn has_unread_body(&self) -> bool {
         self.unread_body.get()
@@ -468,6 +495,26 @@ pub struct Refused {
     pub socket: Option<Socket>,
     /// The limit that the head went beyond, unless it was malformed.
     pub limit: Option<Limit>,
+}
+
+/// A WebSocket on a stream; leaves its connection when dropped.
+pub struct Carried {
+    client: Rc<Client>,
+    key: usize,
+    by: Rc<Client>,
+}
+
+impl Carried {
+    /// As a connection of its own.
+    pub fn client(&self) -> &Rc<Client> {
+        &self.client
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.by.carried.borrow_mut().remove(self.key);
+    }
 }
 
 /// A running request; the connection is idle again when the last one is dropped.

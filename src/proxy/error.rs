@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName},
 };
 
@@ -173,7 +173,16 @@ impl Failure {
         Self::new(
             StatusCode::BAD_GATEWAY,
             "http_upgrade_failed",
-            format!("upstream {upstream}: WebSockets over HTTP/2 are not supported"),
+            format!("upstream {upstream} takes no WebSockets over HTTP/2"),
+        )
+    }
+
+    /// 502: `upstream` answered as if it had granted a WebSocket, and has not.
+    pub fn no_socket(upstream: &str, why: &str) -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "http_upgrade_failed",
+            format!("upstream {upstream} {why}"),
         )
     }
 
@@ -245,8 +254,13 @@ impl Failure {
             HeaderValue::from_static("text/plain; charset=utf-8"),
         );
         headers.insert(CONTENT_LENGTH, length);
-        headers.insert(PROXY_STATUS, self.proxy_status());
+        self.explain(headers);
         response
+    }
+
+    /// Adds `Proxy-Status`.
+    pub(super) fn explain(&self, headers: &mut HeaderMap) {
+        headers.insert(PROXY_STATUS, self.proxy_status());
     }
 
     fn proxy_status(&self) -> HeaderValue {

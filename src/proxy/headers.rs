@@ -7,7 +7,7 @@ use std::io::Write;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
-    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TRAILER, TRANSFER_ENCODING},
     request::Parts,
 };
 use smallvec::SmallVec;
@@ -17,6 +17,7 @@ use super::{
     forwarded::{Scheme, Sender, forwarded_for, forwarded_host, forwarded_proto},
     max_forwards,
     target::Target,
+    upgrade::Handshake,
 };
 use crate::{
     route::{
@@ -59,7 +60,7 @@ pub struct UpstreamHead<'r> {
     /// The body's length, if it is known.
     pub length: Option<u64>,
     /// It asks for a WebSocket.
-    pub upgrade: bool,
+    pub upgrade: Option<&'r Handshake>,
 }
 
 impl UpstreamHead<'_> {
@@ -79,8 +80,11 @@ impl UpstreamHead<'_> {
         if seen.takes_trailers {
             out.extend_from_slice(b"te: trailers\r\n");
         }
-        if self.upgrade {
+        if let Some(handshake) = self.upgrade {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+            if let Handshake::Connect(key) = handshake {
+                line(out, "sec-websocket-key", key.as_bytes());
+            }
         }
         let framing = self.write_framing(out, seen.length_announced);
         out.extend_from_slice(b"\r\n");
@@ -129,6 +133,8 @@ impl UpstreamHead<'_> {
             // HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).
             "expect" if self.request.version == Version::HTTP_10 => Fate::Stays,
             "max-forwards" if max_forwards::counts(&self.request.method) => Fate::MaxForwards,
+            // Of a handshake of HTTP/1.1 alone, where we are the client.
+            "sec-websocket-key" if self.upgrade.is_some_and(Handshake::is_connect) => Fate::Stays,
             text if self.sender == Sender::Unknown && tells_of_a_client(text) => Fate::Stays,
             _ if self.is_of_a_certificate(name) => Fate::Stays,
             _ => Fate::GoesOn,
@@ -304,20 +310,10 @@ pub fn has_other_coding(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether the request asks for a WebSocket over HTTP/1.1 (RFC 6455 section 4.1). Other upgrades are not passed on.
-pub fn asks_for_websocket(request: &Parts) -> bool {
-    request.version == Version::HTTP_11
-        && request.headers.contains_key(UPGRADE)
-        && request.method == Method::GET
-        && request
-            .headers
-            .get_all(CONNECTION)
-            .iter()
-            .any(|value| has_token(value, b"upgrade"))
-        && request
-            .headers
-            .get(UPGRADE)
-            .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+/// Whether `Connection` has this option.
+pub fn connection_has(headers: &HeaderMap, option: &[u8]) -> bool {
+    let mut lines = headers.get_all(CONNECTION).iter();
+    lines.any(|value| has_token(value, option))
 }
 
 /// Whether the body waits for `100 Continue`; HTTP/1.0 knows no such thing (RFC 9110 section 10.1.1).

@@ -15,8 +15,10 @@ use super::{
     forwarded::{Scheme, Sender},
     record::RequestRecord,
     setback::{NoPlace, Setback},
+    stream::Stream,
     target::Target,
     tries::Tries,
+    upgrade::Handshake,
 };
 use crate::{
     route::{
@@ -36,7 +38,10 @@ pub struct Journey<'r> {
     pub path: UpstreamTarget<'r>,
     pub sender: Sender,
     pub scheme: Scheme,
-    pub wants_upgrade: bool,
+    /// It asks for a WebSocket.
+    pub upgrade: Option<&'r Handshake>,
+    /// The stream that it came on, over HTTP/2.
+    pub stream: Option<&'r Stream>,
     /// What ties it to a member of the route; see [`Self::tied`].
     pub affinity: Affinity,
 }
@@ -106,7 +111,6 @@ impl Journey<'_> {
                             rest: answered.rest,
                             upstream: upstream.clone(),
                             deadline,
-                            may_switch: self.wants_upgrade,
                             cookie: self.affinity.cookie(self.route, index, self.asker()),
                         });
                     }

@@ -14,6 +14,7 @@ mod discard;
 pub mod ejections;
 pub mod error;
 pub mod forwarded;
+pub mod grpc;
 mod headers;
 pub mod in_flight;
 mod journey;
@@ -23,6 +24,7 @@ pub mod record;
 mod redirect;
 pub mod retry;
 mod setback;
+pub mod stream;
 mod target;
 mod tries;
 pub mod upgrade;
@@ -34,12 +36,11 @@ use std::{
 };
 
 use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION,
-    request::Parts,
+    HeaderName, HeaderValue, Response, StatusCode, Version, header::CONNECTION, request::Parts,
 };
-use hyper::body::Incoming;
 
 use affinity::Affinity;
+use answer::Asked;
 use body::ResponseBody;
 use budget::RetryBudgets;
 use client::Client;
@@ -49,8 +50,9 @@ use forwarded::{Scheme, TrustedProxies, forwarded_proto};
 use in_flight::InFlight;
 use journey::{Journey, Stop, Trip};
 use record::RequestRecord;
+use stream::Stream;
 use target::Target;
-use upgrade::Ties;
+use upgrade::{Handshake, Ties};
 
 use crate::{
     config::ClientLimits,
@@ -66,7 +68,7 @@ use crate::{
         http2,
         load::WorkerLoads,
         pool::Pools,
-        request_body::{RequestBody, replay::ReplayRoom},
+        request_body::{RequestBody, incoming::Incoming, replay::ReplayRoom},
     },
 };
 
@@ -119,15 +121,19 @@ const SPARE_BUFFERS: usize = 256;
 const SPARE_BUFFER_SIZE: usize = 8 * 1024;
 
 impl Proxy {
-    /// Answers one request.
+    /// Answers one request; over HTTP/2 it came on a stream.
     pub async fn serve(
         self: &Rc<Self>,
         client: &Rc<Client>,
-        request: Request<Incoming>,
+        parts: Parts,
+        incoming: Incoming,
+        stream: Option<&Stream>,
     ) -> Response<ResponseBody> {
-        let (parts, incoming) = request.into_parts();
         let mut record = RequestRecord::new(self, client, &parts);
-        let mut response = match self.forward(client, &parts, incoming, &mut record).await {
+        let mut response = match self
+            .forward(client, &parts, incoming, stream, &mut record)
+            .await
+        {
             Ok(response) => response,
             Err(failure) => {
                 record.status = failure.status.as_u16();
@@ -135,7 +141,10 @@ impl Proxy {
                 if let Some(limit) = failure.limit() {
                     self.metrics.data_plane.limit_hits.count(limit);
                 }
-                failure.into_response(&parts.method)
+                match grpc::is_call(&parts) {
+                    true => failure.into_grpc(),
+                    false => failure.into_response(&parts.method),
+                }
             }
         };
         client.settle_interim();
@@ -152,7 +161,14 @@ impl Proxy {
             client.end_with_upgrade(record);
             return response;
         }
-        response.map(|body| body.with_record(record))
+        let record = match stream {
+            Some(stream) => stream.end_with_upgrade(record),
+            None => Some(record),
+        };
+        match record {
+            Some(record) => response.map(|body| body.with_record(record)),
+            None => response,
+        }
     }
 
     async fn forward(
@@ -160,9 +176,10 @@ impl Proxy {
         client: &Rc<Client>,
         request: &Parts,
         incoming: Incoming,
+        stream: Option<&Stream>,
         record: &mut Box<RequestRecord>,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let body_announced = !hyper::body::Body::is_end_stream(&incoming);
+        let body_announced = !incoming.is_end();
         let early = |failure: Failure| {
             if body_announced {
                 client.leave_body_unread();
@@ -217,7 +234,7 @@ impl Proxy {
             return Ok(response);
         }
         let mut path = rewritten(&route, &target).map_err(early)?;
-        let mut body = RequestBody::new(incoming, request.version, settings.max_body);
+        let mut body = RequestBody::new(incoming, settings.max_body);
         if !self.certificate_fields.is_empty() {
             body.leave_out(self.certificate_fields.clone());
         }
@@ -245,7 +262,11 @@ impl Proxy {
         }
 
         let has_no_body = body.is_end();
-        let wants_upgrade = has_no_body && headers::asks_for_websocket(request);
+        let upgrade = if has_no_body {
+            Handshake::of(request)
+        } else {
+            None
+        };
         let request_deadline = settings.timeouts.request.map(|limit| {
             let deadline = self.sweep.deadline();
             deadline.arm(limit);
@@ -262,7 +283,8 @@ impl Proxy {
                 path,
                 sender,
                 scheme,
-                wants_upgrade,
+                upgrade: upgrade.as_ref(),
+                stream,
                 affinity: Affinity::default(),
             }
             .tied();
@@ -288,7 +310,13 @@ impl Proxy {
                 }
             }
         };
-        self.respond(client, request, &route, answer, request_deadline, record)
+        let asked = Asked {
+            client,
+            request,
+            handshake: upgrade.as_ref(),
+            stream,
+        };
+        self.respond(&asked, &route, answer, request_deadline, record)
             .map_err(early)
     }
 

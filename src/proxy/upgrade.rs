@@ -1,8 +1,10 @@
-//! An upgraded connection: bytes both ways until both sides have ended, nothing has moved for too long, or it is to
+//! An upgraded connection, or a stream in its place: bytes both ways until both sides have ended, nothing has moved for too long, or it is to
 //! end: then both sides are told, as RFC 6455 has it, between two frames.
 
 mod direction;
+mod far_end;
 mod frames;
+mod handshake;
 mod ties;
 
 use std::{
@@ -18,18 +20,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use self::direction::Direction;
-pub use self::ties::Ties;
+pub use self::{far_end::FarEnd, handshake::Handshake, ties::Ties};
 use super::{
     Proxy,
     client::{Client, Expiry},
     record::RequestRecord,
 };
-use crate::{sweep::Deadline, upstream::transport::Transport};
+use crate::sweep::Deadline;
 
 /// An upstream that said 101, waiting for the client's connection to be taken out of HTTP.
 pub struct Upgraded {
-    /// The upstream's stream.
-    pub transport: Transport,
+    /// The upstream's end.
+    pub far_end: FarEnd,
     /// What it sent behind its 101.
     pub read: Bytes,
     /// `timeouts.idle`.
@@ -50,7 +52,7 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let Upgraded {
-        mut transport,
+        mut far_end,
         read,
         idle,
         deadline,
@@ -77,7 +79,7 @@ where
             }
             _ => {}
         }
-        if let Poll::Ready(end) = flow.poll(cx, &mut io, &mut transport) {
+        if let Poll::Ready(end) = flow.poll(cx, &mut io, &mut far_end) {
             return Poll::Ready(end);
         }
         if flow.closing.is_none() && flow.moved() != moved {

@@ -1,21 +1,21 @@
 //! The client's request body, on its way to an upstream: counted, bounded, and repeatable as long as untouched, or as
 //! all that was taken of it is kept.
 
+pub mod incoming;
 pub mod replay;
 
 use std::{
     cell::Cell,
-    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Version};
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, HeaderName};
 use thiserror::Error;
 
+use incoming::Incoming;
 use replay::Replay;
 
 use super::client_fields::is_spelling_of;
@@ -24,8 +24,6 @@ use super::client_fields::is_spelling_of;
 pub struct RequestBody {
     /// What the client has still to send.
     incoming: Option<Incoming>,
-    /// HTTP/2: only the end of the stream is its end.
-    ends_with_stream: bool,
     /// As announced.
     length: Option<u64>,
     limit: u64,
@@ -58,18 +56,17 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
-    /// The body of a request of this version of HTTP, of at most `limit` bytes.
-    pub fn new(incoming: Incoming, version: Version, limit: Option<u64>) -> Self {
-        let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
+    /// The body of a request, of at most `limit` bytes.
+    pub fn new(incoming: Incoming, limit: Option<u64>) -> Self {
+        let incoming = Some(incoming).filter(|incoming| !incoming.is_end());
         let received = incoming.is_some().then(Rc::default);
         let length = match &incoming {
             None => Some(0),
-            Some(incoming) => incoming.size_hint().exact(),
+            Some(incoming) => incoming.length(),
         };
         Self {
             ended: incoming.is_none(),
             incoming,
-            ends_with_stream: version == Version::HTTP_2,
             length,
             limit: limit.unwrap_or(u64::MAX),
             begun: false,
@@ -83,7 +80,6 @@ impl RequestBody {
     pub fn empty() -> Self {
         Self {
             incoming: None,
-            ends_with_stream: false,
             length: Some(0),
             limit: 0,
             begun: false,
@@ -172,41 +168,29 @@ impl RequestBody {
         };
         self.begun = true;
         loop {
-            return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
-                // Ended by a reset, be it one without an error, it is not all there.
-                None if self.ends_with_stream && !incoming.is_end_stream() => {
-                    Some(Err(RequestBodyError::Broken))
-                }
-                None => {
-                    self.incoming = None;
-                    None
-                }
-                Some(Err(_)) => Some(Err(RequestBodyError::Broken)),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => continue,
-                    Ok(data) => {
-                        let counter = self
-                            .received
-                            .as_ref()
-                            .expect("made together with `incoming`");
-                        let received = counter.get() + data.len() as u64;
-                        counter.set(received);
-                        if received > self.limit {
-                            return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
-                        }
-                        Some(Ok(RequestFrame::Data(data)))
+            let mut frame = ready!(incoming.poll_frame(cx));
+            match &frame {
+                None => self.incoming = None,
+                Some(Ok(RequestFrame::Data(data))) if data.is_empty() => continue,
+                Some(Ok(RequestFrame::Data(data))) => {
+                    let counter = self
+                        .received
+                        .as_ref()
+                        .expect("made together with `incoming`");
+                    let received = counter.get() + data.len() as u64;
+                    counter.set(received);
+                    if received > self.limit {
+                        return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
                     }
-                    Err(frame) => match frame.into_trailers() {
-                        Ok(mut trailers) => {
-                            if let Some(fields) = &self.left_out {
-                                leave_out(fields, &mut trailers);
-                            }
-                            Some(Ok(RequestFrame::Trailers(trailers)))
-                        }
-                        Err(_) => continue,
-                    },
-                },
-            });
+                }
+                Some(Ok(RequestFrame::Trailers(_)) | Err(_)) => {}
+            }
+            if let (Some(fields), Some(Ok(RequestFrame::Trailers(trailers)))) =
+                (&self.left_out, &mut frame)
+            {
+                leave_out(fields, trailers);
+            }
+            return Poll::Ready(frame);
         }
     }
 }

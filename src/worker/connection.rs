@@ -10,11 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::Socket;
 use tokio::{
@@ -26,6 +22,7 @@ use tracing::debug;
 use super::{
     Opening,
     admission::{self, Admitted, Speaks},
+    http2,
     io::{ClientIo, ClientStream},
     proxy_protocol::{self, Origin},
     refusals::{Refusal, Refusals},
@@ -39,26 +36,23 @@ use crate::{
         upgrade,
     },
     telemetry::metrics::Limit,
+    upstream::request_body::incoming::Incoming,
 };
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What hyper may hold beyond a whole head: of a response that the client is slow to read, and of what follows a head.
 const BEYOND_HEAD: usize = 16 * 1024;
-/// Streams that a client reset before they were looked at, at one time: rapid reset (CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 20;
-/// Streams of a connection that were reset for an error of the client's: MadeYouReset (CVE-2025-8671).
-const MAX_ERROR_RESETS: usize = 1024;
 /// Fields of an HTTP/1.1 head that hyper has room for without allocating.
 const FIELDS_ON_STACK: usize = 100;
 /// How long, and for how many bytes, a close waits for the client to stop sending.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
 /// How connections are served; one per worker.
 pub struct Protocols {
     http1: http1::Builder,
-    http2: http2::Builder<LocalExecutor>,
+    http2: h2::server::Builder,
     refusals: Refusals,
 }
 
@@ -75,30 +69,11 @@ impl Protocols {
         if limits.header_fields > FIELDS_ON_STACK {
             http1.max_headers(limits.header_fields);
         }
-        let mut http2 = http2::Builder::new(LocalExecutor);
-        http2
-            .max_concurrent_streams(limits.http2.streams)
-            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-            .max_local_error_reset_streams(MAX_ERROR_RESETS)
-            .initial_stream_window_size(limits.http2.stream_window)
-            .initial_connection_window_size(limits.http2.connection_window)
-            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(64 * 1024);
         Self {
             http1,
-            http2,
+            http2: http2::builder(limits),
             refusals: Refusals::default(),
         }
-    }
-}
-
-/// Runs hyper's HTTP/2 streams on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
     }
 }
 
@@ -140,7 +115,8 @@ pub async fn serve(
     let io = ClientIo::new(stream, replay, protocol, client.clone());
     match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
-        Protocol::Http2 => serve_http2(proxy, protocols, client, io).await,
+        // Boxed: connections of HTTP/1.1 would carry the room for it in vain.
+        Protocol::Http2 => Box::pin(http2::serve(proxy, &protocols.http2, client, io)).await,
     }
     count_limit(proxy, client);
 }
@@ -270,8 +246,13 @@ async fn until_expired<F: Future>(client: &Client, future: F) -> Option<F::Outpu
 }
 
 async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Client>, io: ClientIo) {
-    let service = service_fn(|request: http::Request<Incoming>| async move {
-        Ok::<_, Infallible>(proxy.serve(client, request).await)
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+        let (parts, body) = request.into_parts();
+        Ok::<_, Infallible>(
+            proxy
+                .serve(client, parts, Incoming::Http1(body), None)
+                .await,
+        )
     });
     // hyper's own shutdown is what makes it write out all that it holds; `without_shutdown` may end before that.
     let mut connection = protocols.http1.serve_connection(TokioIo::new(io), service);
@@ -353,48 +334,5 @@ async fn read_out(stream: &mut (impl AsyncRead + Unpin)) {
         if left == 0 {
             return;
         }
-    }
-}
-
-async fn serve_http2(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Client>, io: ClientIo) {
-    let service = {
-        let (proxy, client) = (proxy.clone(), client.clone());
-        service_fn(move |request: http::Request<Incoming>| {
-            let (proxy, client) = (proxy.clone(), client.clone());
-            async move { Ok::<_, Infallible>(proxy.serve(&client, request).await) }
-        })
-    };
-    let mut connection = pin!(protocols.http2.serve_connection(TokioIo::new(io), service));
-    let mut going_away = false;
-    let closing = proxy.sweep.deadline();
-    let mut is_closing = false;
-    let ended = poll_fn(|cx| {
-        client.watch(cx);
-        if !going_away && (client.is_draining() || client.expired().is_some()) {
-            going_away = true;
-            connection.as_mut().graceful_shutdown();
-        }
-        match connection.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(ended),
-            Poll::Pending if client.expired() == Some(Expiry::Abort) => Poll::Ready(Ok(())),
-            Poll::Pending => {
-                // The way out ends with the client's word, for which nobody waits for ever.
-                if client.expired().is_some() && !is_closing {
-                    is_closing = true;
-                    closing.arm(LINGER);
-                }
-                while closing.poll(cx).is_ready() {
-                    if client.running() == 0 {
-                        return Poll::Ready(Ok(()));
-                    }
-                    closing.arm(LINGER);
-                }
-                Poll::Pending
-            }
-        }
-    })
-    .await;
-    if let Err(error) = ended {
-        debug!(client = %client.address(), %error, "connection ended");
     }
 }

@@ -5,6 +5,7 @@
 
 mod admission;
 mod connection;
+mod http2;
 pub mod io;
 pub mod listener;
 pub mod proxy_protocol;

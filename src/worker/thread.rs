@@ -202,11 +202,12 @@ impl Local {
         }
     }
 
-    /// Cuts what runs, but for WebSockets, which are told that it is time to leave; how many requests were cut.
+    /// Cuts what runs, but for WebSockets, which are told that it is time to leave, and for what shares a connection
+    /// with one; how many requests were cut.
     fn cut_requests(&self) -> usize {
         let mut cut = 0;
         for (_, client) in self.connections.borrow().iter() {
-            if client.is_upgraded() {
+            if client.is_upgraded() || client.carries() {
                 client.expire(Expiry::Leave);
             } else {
                 cut += client.unfinished();

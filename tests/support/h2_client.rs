@@ -10,7 +10,7 @@ use h2::{
 use http::{HeaderMap, Request, Response};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::waypost::DEADLINE;
+use super::waypost::{DEADLINE, eventually};
 
 /// One connection.
 #[derive(Clone)]
@@ -58,6 +58,12 @@ impl H2Client {
     ) -> (ResponseFuture, SendStream<Bytes>) {
         let mut sender = self.0.clone().ready().await.expect("it is open");
         sender.send_request(request, ends).expect("it is open")
+    }
+
+    /// Waits until the server has said that it takes extended CONNECT (RFC 8441 section 3).
+    pub async fn until_it_takes_connect(&self) {
+        let is_taken = async || self.0.is_extended_connect_protocol_enabled();
+        eventually("its settings have come", is_taken).await;
     }
 
     /// A request without a body.

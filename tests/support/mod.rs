@@ -13,6 +13,7 @@ pub mod gated;
 pub mod h2_client;
 pub mod h2_origin;
 pub mod h2_raw;
+pub mod h2_stream;
 pub mod http;
 pub mod link;
 pub mod load;

@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Request,
-    header::{CONTENT_LENGTH, TE},
+    HeaderMap, HeaderValue, Method, Request,
+    header::{CONTENT_LENGTH, SEC_WEBSOCKET_KEY, TE},
     uri::{Authority, PathAndQuery, Scheme as UriScheme, Uri},
 };
 
@@ -32,6 +32,12 @@ impl UpstreamHead<'_> {
         let mut request = Request::new(());
         *request.method_mut() = self.request.method.clone();
         *request.uri_mut() = self.uri()?;
+        if self.upgrade.is_some() {
+            // RFC 8441 section 4.
+            *request.method_mut() = Method::CONNECT;
+            let protocol = h2::ext::Protocol::from_static("websocket");
+            request.extensions_mut().insert(protocol);
+        }
         let fields = request.headers_mut();
         fields.reserve(self.request.headers.len() + 4);
         let seen = self.copy_fields(fields);
@@ -47,6 +53,11 @@ impl UpstreamHead<'_> {
         }
         let announces =
             |length| length > 0 || expects_body(&self.request.method) || seen.length_announced;
+        if self.upgrade.is_some() {
+            // It has no meaning there (RFC 8441 section 5), nor does a length.
+            fields.remove(SEC_WEBSOCKET_KEY);
+            return Ok(request);
+        }
         if let Some(length) = self.length.filter(|&length| announces(length)) {
             fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }

@@ -211,6 +211,12 @@ impl Connection {
         opened.ok()
     }
 
+    /// Whether the upstream takes extended CONNECT.
+    pub(super) fn takes_websockets(&self) -> bool {
+        let sender = self.sender.borrow();
+        (sender.as_ref()).is_some_and(|sender| sender.is_extended_connect_protocol_enabled())
+    }
+
     /// Takes no further streams; ends when the last one has.
     pub(super) fn close(&self) {
         self.sender.take();

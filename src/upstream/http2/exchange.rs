@@ -13,6 +13,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_LEN
 use super::{
     incoming::Incoming,
     pool::Lease,
+    socket::Socket,
     upload::{Sending, Upload, UploadError},
 };
 use crate::{
@@ -88,6 +89,11 @@ impl Exchange {
         self.upload.into_body()
     }
 
+    /// Both halves of a stream that carries a WebSocket.
+    pub fn into_socket(self) -> Socket {
+        Socket::new(self.incoming, self.upload, self.lease)
+    }
+
     /// Whether some of the request is still to be sent.
     pub fn is_sending(&self) -> bool {
         !self.upload.is_done()
@@ -124,7 +130,9 @@ pub async fn exchange(
 ) -> Result<(ResponseHead, Exchange), Aborted> {
     let is_proven = lease.connection.is_proven.get();
     let method = request.method().clone();
-    let Some((response, stream)) = lease.connection.open(request, body.is_end()) else {
+    // What a WebSocket's client has to say comes behind the answer.
+    let ends = body.is_end() && method != Method::CONNECT;
+    let Some((response, stream)) = lease.connection.open(request, ends) else {
         return Err(Aborted {
             error: ExchangeError::Refused,
             body,
@@ -150,7 +158,12 @@ pub async fn exchange(
         },
     };
     let head = poll_fn(|cx| running.poll(terms, cx)).await;
-    let Running { upload, lease, .. } = running;
+    let Running {
+        upload,
+        lease,
+        method,
+        ..
+    } = running;
     match head {
         Ok((head, received)) => {
             lease.connection.is_proven.set(true);
@@ -159,6 +172,9 @@ pub async fn exchange(
                 upload,
                 lease,
             };
+            if method == Method::CONNECT && !head.status.is_success() {
+                exchange.upload.end();
+            }
             if exchange.is_over() {
                 exchange.upload.response_over();
             }

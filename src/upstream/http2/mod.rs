@@ -11,6 +11,7 @@ mod incoming;
 mod keepalive;
 mod pool;
 mod sips;
+mod socket;
 mod upload;
 mod watch;
 
@@ -18,6 +19,8 @@ pub use body::StreamingBody;
 pub use exchange::{Aborted, Exchange, Terms, exchange};
 pub use pool::{Lease, NoStream, Pools};
 pub(super) use sips::Sips;
+pub use socket::Socket;
+pub use upload::poll_room;
 
 /// The most streams of one connection at once, whatever the upstream allows.
 const MAX_STREAMS: usize = 100;

@@ -352,6 +352,11 @@ impl Lease {
         self.pool.sweep.deadline()
     }
 
+    /// Whether the upstream takes WebSockets on it (RFC 8441 section 3).
+    pub fn takes_websockets(&self) -> bool {
+        self.connection.takes_websockets()
+    }
+
     /// Whether its connection has served requests.
     pub fn is_proven(&self) -> bool {
         self.connection.is_proven.get()

@@ -137,19 +137,27 @@ impl Upload {
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
-        self.stream.reserve_capacity(self.data.len());
-        let mut room = self.stream.capacity();
-        // What was granted before is not told again.
-        if room == 0 {
-            room = match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(room)) => room,
-                Some(Err(_)) | None => return Poll::Ready(Err(UploadError::Upstream)),
-            };
-        }
-        let piece = self.data.split_to(room.min(self.data.len()));
+        let room = ready!(poll_room(&mut self.stream, self.data.len(), cx));
+        let room = room.ok_or(UploadError::Upstream)?;
+        let piece = self.data.split_to(room);
         self.sent += piece.len() as u64;
         let sent = self.stream.send_data(piece, false);
         Poll::Ready(sent.map_err(|_| UploadError::Upstream))
+    }
+
+    /// Ends our half, for which nothing more comes.
+    pub(super) fn end(&mut self) -> bool {
+        self.stream.send_data(Bytes::new(), true).is_ok()
+    }
+
+    /// The sending half, of a stream that carries a WebSocket.
+    pub(super) fn stream(&mut self) -> &mut SendStream<Bytes> {
+        &mut self.stream
+    }
+
+    /// Both halves have ended: it needs no reset.
+    pub(super) fn closed(&mut self) {
+        self.is_over = true;
     }
 
     /// The response was read to its end: an upload that is done needs no reset any more.
@@ -192,6 +200,24 @@ impl Upload {
         self.cancel();
         std::mem::replace(&mut self.body, RequestBody::empty())
     }
+}
+
+/// How much of `wanted` bytes, which are some, a stream takes now; `None` if it takes none any more.
+pub fn poll_room(
+    stream: &mut SendStream<Bytes>,
+    wanted: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Option<usize>> {
+    stream.reserve_capacity(wanted);
+    let mut room = stream.capacity();
+    // What was granted before is not told again, and what is told may have been taken back.
+    while room == 0 {
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(granted)) => room = granted,
+            Some(Err(_)) | None => return Poll::Ready(None),
+        }
+    }
+    Poll::Ready(Some(room.min(wanted)))
 }
 
 /// Who sends the rest of a request beside its response.

@@ -1,0 +1,80 @@
+//! One stream of a client's HTTP/2 connection, as its request sees it beside head and body: where interim responses go,
+//! whether the client has reset it, and what becomes of it when it carries a WebSocket.
+
+use std::{
+    cell::RefCell,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, Response, StatusCode};
+
+use super::{record::RequestRecord, upgrade::Upgraded};
+
+/// A stream that waits for its response.
+pub struct Stream {
+    respond: RefCell<SendResponse<Bytes>>,
+    /// The client's half, where it is not a request's body but a WebSocket's.
+    incoming: RefCell<Option<RecvStream>>,
+    upgraded: RefCell<Option<Box<Upgraded>>>,
+}
+
+impl Stream {
+    /// With the client's half if that is to carry a WebSocket.
+    pub fn new(respond: SendResponse<Bytes>, incoming: Option<RecvStream>) -> Self {
+        Self {
+            respond: RefCell::new(respond),
+            incoming: RefCell::new(incoming),
+            upgraded: RefCell::default(),
+        }
+    }
+
+    /// Ready once the client has reset it, or the connection has ended.
+    pub fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.respond.borrow_mut().poll_reset(cx).map(|_| ())
+    }
+
+    /// Sends an interim response head at once.
+    pub fn send_interim(&self, status: StatusCode, fields: &HeaderMap) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = fields.clone();
+        // What cannot be sent nobody waits for.
+        let _ = self.respond.borrow_mut().send_informational(response);
+    }
+
+    /// Sends the head of the response, which may be all of it.
+    ///
+    /// # Errors
+    /// Those of `h2`, by which the stream is reset: it is gone, or the head has fields that HTTP/2 does not know.
+    pub fn respond(&self, head: Response<()>, ends: bool) -> Result<SendStream<Bytes>, h2::Error> {
+        let mut respond = self.respond.borrow_mut();
+        let sent = respond.send_response(head, ends);
+        if sent.is_err() {
+            respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        }
+        sent
+    }
+
+    /// After the 200 now being answered, the stream belongs to this upgrade.
+    pub fn upgrade(&self, upgraded: Upgraded) {
+        *self.upgraded.borrow_mut() = Some(Box::new(upgraded));
+    }
+
+    /// The request's record ends with the upgrade it led to; given back if it led to none.
+    pub fn end_with_upgrade(&self, record: Box<RequestRecord>) -> Option<Box<RequestRecord>> {
+        match &mut *self.upgraded.borrow_mut() {
+            Some(upgraded) => {
+                upgraded.record = Some(record);
+                None
+            }
+            None => Some(record),
+        }
+    }
+
+    /// The upgrade that takes the stream over, and the client's half.
+    pub fn take_upgrade(&self) -> Option<(Box<Upgraded>, RecvStream)> {
+        self.upgraded.take().zip(self.incoming.take())
+    }
+}

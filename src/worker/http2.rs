@@ -1,0 +1,225 @@
+//! A client's HTTP/2 connection: its streams are accepted and served side by side, each in a task of its own, until the
+//! client leaves, or is sent off by GOAWAY.
+//!
+//! On `h2` itself and not on hyper's server, which knows neither interim responses nor why a stream is reset, takes a
+//! body that the client gave up for one that has ended, and costs more.
+
+mod body;
+mod date;
+mod socket;
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    ext::Protocol,
+    server::{Builder, Connection, Handshake, SendResponse},
+};
+use http::{
+    Method, Request, Response,
+    header::{CONTENT_LENGTH, DATE},
+};
+use http_body::Body;
+use tracing::debug;
+
+use super::{connection::LINGER, io::ClientIo};
+use crate::{
+    config::ClientLimits,
+    proxy::{
+        Proxy,
+        body::ResponseBody,
+        client::{Client, Expiry},
+        stream::Stream,
+        upgrade,
+    },
+    sweep::Deadline,
+    upstream::request_body::incoming::Incoming,
+};
+
+/// Streams that a client reset before they were looked at, at one time: rapid reset (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams of a connection that were reset for an error of the client's: MadeYouReset (CVE-2025-8671).
+const MAX_ERROR_RESETS: usize = 1024;
+
+/// How connections are served.
+pub(super) fn builder(limits: &ClientLimits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(limits.http2.streams)
+        .initial_window_size(limits.http2.stream_window)
+        .initial_connection_window_size(limits.http2.connection_window)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(64 * 1024)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        // WebSockets (RFC 8441 section 3).
+        .enable_connect_protocol();
+    builder
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(proxy: &Rc<Proxy>, builder: &Builder, client: &Rc<Client>, io: ClientIo) {
+    let mut driver = Driver {
+        proxy,
+        client,
+        stage: Stage::Opening(builder.handshake(io)),
+        going_away: false,
+        closing: None,
+    };
+    if let Err(error) = poll_fn(|cx| driver.poll(cx)).await {
+        debug!(client = %client.address(), %error, "connection ended");
+    }
+}
+
+struct Driver<'c> {
+    proxy: &'c Rc<Proxy>,
+    client: &'c Rc<Client>,
+    stage: Stage,
+    /// GOAWAY is sent, or will be as soon as anything can be.
+    going_away: bool,
+    /// Watches over the client's way out.
+    closing: Option<Deadline>,
+}
+
+enum Stage {
+    /// Preface and settings. Next: `Open`.
+    Opening(Handshake<ClientIo, Bytes>),
+    /// Streams come and go. Next: none; the connection ends here.
+    Open(Connection<ClientIo, Bytes>),
+}
+
+impl Driver<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        let client = self.client;
+        client.watch(cx);
+        if !self.going_away && (client.is_draining() || client.expired().is_some()) {
+            self.going_away = true;
+            if let Stage::Open(connection) = &mut self.stage {
+                connection.graceful_shutdown();
+            }
+        }
+        if let Poll::Ready(ended) = self.poll_connection(cx) {
+            return Poll::Ready(ended);
+        }
+        if client.expired() == Some(Expiry::Abort) {
+            return Poll::Ready(Ok(()));
+        }
+        // The way out ends with the client's word, for which nobody waits for ever.
+        if client.expired().is_some() {
+            let closing = self.closing.get_or_insert_with(|| {
+                let closing = self.proxy.sweep.deadline();
+                closing.arm(LINGER);
+                closing
+            });
+            while closing.poll(cx).is_ready() {
+                if client.running() == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                closing.arm(LINGER);
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        if let Stage::Opening(handshake) = &mut self.stage {
+            let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+            if self.going_away {
+                connection.graceful_shutdown();
+            }
+            self.stage = Stage::Open(connection);
+        }
+        let Stage::Open(connection) = &mut self.stage else {
+            return Poll::Pending;
+        };
+        while let Some(accepted) = ready!(connection.poll_accept(cx)) {
+            let (request, respond) = accepted?;
+            let (proxy, client) = (self.proxy.clone(), self.client.clone());
+            tokio::task::spawn_local(serve_stream(proxy, client, request, respond));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Serves one stream to its end. When the client resets it, whatever is done for it is dropped where it stands.
+async fn serve_stream(
+    proxy: Rc<Proxy>,
+    client: Rc<Client>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (mut parts, received) = request.into_parts();
+    let (body, socket) = if asks_for_websocket(&parts) {
+        // From here on it is what RFC 6455 has, and the extension tells it from that of HTTP/1.1.
+        parts.method = Method::GET;
+        (Incoming::Nothing, Some(received))
+    } else {
+        match Incoming::of_stream(received, &parts.headers) {
+            Some(body) => (body, None),
+            // Malformed (RFC 9113 section 8.1.1).
+            None => return respond.send_reset(h2::Reason::PROTOCOL_ERROR),
+        }
+    };
+    let stream = Stream::new(respond, socket);
+    let response = {
+        let mut serving = pin!(proxy.serve(&client, parts, body, Some(&stream)));
+        poll_fn(|cx| match serving.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => stream.poll_reset(cx).map(|()| None),
+        })
+        .await
+    };
+    let Some(response) = response else {
+        return;
+    };
+    match stream.take_upgrade() {
+        Some((upgraded, received)) => {
+            let head = response.map(|_| ());
+            if let Ok(sending) = stream.respond(dated(head), false) {
+                drop(stream);
+                let io = socket::Socket::new(received, sending);
+                let socket = client.carry();
+                // Boxed: most streams carry the room for it in vain.
+                Box::pin(upgrade::splice(io, *upgraded, &proxy, socket.client())).await;
+            }
+        }
+        None => answer(&proxy, &stream, response).await,
+    }
+}
+
+/// RFC 8441 section 4.
+fn asks_for_websocket(request: &http::request::Parts) -> bool {
+    request.method == Method::CONNECT
+        && (request.extensions.get::<Protocol>())
+            .is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
+}
+
+async fn answer(proxy: &Rc<Proxy>, stream: &Stream, response: Response<ResponseBody>) {
+    let (parts, body) = response.into_parts();
+    let mut head = dated(Response::from_parts(parts, ()));
+    let ends = body.is_end_stream();
+    if !ends
+        && let Some(length) = body.size_hint().exact()
+        && !head.headers().contains_key(CONTENT_LENGTH)
+    {
+        head.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    let sending = stream.respond(head, ends);
+    if let (false, Ok(sending)) = (ends, sending) {
+        body::send(proxy, body, sending).await;
+    }
+}
+
+/// With a `Date`, if there is none (RFC 9110 section 6.6.1).
+fn dated(mut head: Response<()>) -> Response<()> {
+    if let http::header::Entry::Vacant(entry) = head.headers_mut().entry(DATE) {
+        entry.insert(date::now());
+    }
+    head
+}

@@ -1,0 +1,124 @@
+//! Sending a response's body as the client's windows allow.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::Body;
+
+use crate::{
+    proxy::{Proxy, body::ResponseBody},
+    sweep::Deadline,
+    telemetry::metrics::Limit,
+    upstream::http2::poll_room,
+};
+
+/// Sends all of it, unless the client resets the stream, or takes nothing for too long.
+pub(super) async fn send(proxy: &Rc<Proxy>, body: ResponseBody, stream: SendStream<Bytes>) {
+    let mut sending = Sending {
+        proxy,
+        body,
+        stream,
+        data: Bytes::new(),
+        is_last: false,
+        stalled: None,
+    };
+    poll_fn(|cx| sending.poll(cx)).await;
+}
+
+struct Sending<'p> {
+    proxy: &'p Rc<Proxy>,
+    body: ResponseBody,
+    stream: SendStream<Bytes>,
+    /// What the windows had no room for yet.
+    data: Bytes,
+    /// Nothing comes behind `data`.
+    is_last: bool,
+    /// Armed while the client takes nothing.
+    stalled: Option<Deadline>,
+}
+
+impl Sending<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if !self.data.is_empty() {
+                if ready!(self.poll_data(cx)) == Way::Over {
+                    return Poll::Ready(());
+                }
+                continue;
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                return self.stream.poll_reset(cx).map(|_| ());
+            };
+            match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    self.is_last = self.body.is_end_stream();
+                    if self.is_last && data.is_empty() {
+                        return self.end();
+                    }
+                    self.data = data;
+                }
+                Some(Ok(Err(frame))) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        let _ = self.stream.send_trailers(trailers);
+                        return Poll::Ready(());
+                    }
+                }
+                // Cut: the client must not take what it has for all of it.
+                Some(Err(_)) => {
+                    self.stream.send_reset(Reason::INTERNAL_ERROR);
+                    return Poll::Ready(());
+                }
+                None => return self.end(),
+            }
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Way> {
+        let room = match poll_room(&mut self.stream, self.data.len(), cx) {
+            Poll::Ready(Some(room)) => room,
+            Poll::Ready(None) => return Poll::Ready(Way::Over),
+            Poll::Pending => return self.poll_stall(cx),
+        };
+        self.stalled = None;
+        let piece = self.data.split_to(room);
+        let ends = self.is_last && self.data.is_empty();
+        let sent = self.stream.send_data(piece, ends);
+        Poll::Ready(match ends || sent.is_err() {
+            true => Way::Over,
+            false => Way::On,
+        })
+    }
+
+    /// The window is the client's to open, and it has as long as one that does not read from its socket.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Way> {
+        let proxy = self.proxy;
+        let stalled = self.stalled.get_or_insert_with(|| {
+            let stalled = proxy.sweep.deadline();
+            stalled.arm(proxy.limits.body);
+            stalled
+        });
+        ready!(stalled.poll(cx));
+        proxy.metrics.data_plane.limit_hits.count(Limit::Write);
+        self.body.stalled();
+        self.stream.send_reset(Reason::CANCEL);
+        Poll::Ready(Way::Over)
+    }
+
+    fn end(&mut self) -> Poll<()> {
+        let _ = self.stream.send_data(Bytes::new(), true);
+        Poll::Ready(())
+    }
+}
+
+/// Whether there is more to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    On,
+    Over,
+}

@@ -1,0 +1,268 @@
+//! Streams of an HTTP/2 client in detail: interim responses, how each ends, and how a connection does.
+
+use h2::Reason;
+use http::{HeaderMap, Request, Response, StatusCode};
+
+use crate::support::{
+    h2_client::{H2Client, collect},
+    h2_origin::{
+        DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, H2Origin, HEADERS, PING, SETTINGS, head,
+        request,
+    },
+    http::Wire,
+    origin::Origin,
+    sample::Sample,
+    waypost::{Waypost, eventually},
+};
+
+const H2: &str = r#"{"protocol": "h2"}"#;
+
+fn post(length: Option<usize>) -> Request<()> {
+    let mut request = request("POST", "/");
+    if let Some(length) = length {
+        request
+            .headers_mut()
+            .insert("content-length", length.into());
+    }
+    request
+}
+
+#[tokio::test]
+async fn interim_responses_are_relayed_from_either_version() {
+    let old = Origin::answering(
+        "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\nX: 1\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    )
+    .await;
+    let new = H2Origin::each(async |mut exchange| {
+        for interim in [head(102, &[]), head(103, &[("link", "</a>")])] {
+            exchange.respond.send_informational(interim).unwrap();
+        }
+        exchange.say("ok");
+    })
+    .await;
+    let waypost = Waypost::builder().start().await;
+    let client = H2Client::connect(waypost.address()).await;
+    for (upstream, value) in [(old.to_string(), ""), (new.to_string(), H2)] {
+        waypost.put("a.test", &upstream, value).await;
+        let (mut response, _stream) = client.open(request("GET", "/"), true).await;
+        let mut told: Vec<Response<()>> = Vec::new();
+        while let Some(interim) = std::future::poll_fn(|cx| response.poll_informational(cx)).await {
+            told.push(interim.unwrap());
+        }
+        let statuses: Vec<_> = told.iter().map(|head| head.status().as_u16()).collect();
+        assert_eq!(statuses, [102, 103], "{value}");
+        let expected: HeaderMap =
+            HeaderMap::from_iter([("link".parse().unwrap(), "</a>".parse().unwrap())]);
+        assert_eq!(*told[1].headers(), expected);
+        assert_eq!(collect(response).await.unwrap().text(), "ok");
+        waypost.delete("a.test", &upstream).await;
+    }
+}
+
+#[tokio::test]
+async fn continue_is_told_to_who_waits_for_it() {
+    let origin = Origin::run(async |mut served| {
+        let head = served.wire.head().await.unwrap();
+        assert_eq!(head.one("expect"), Some("100-continue"));
+        served.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+        assert_eq!(served.wire.take(5).await.unwrap(), b"hello");
+        served
+            .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await;
+    })
+    .await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+    let mut asking = post(Some(5));
+    asking
+        .headers_mut()
+        .insert("expect", "100-continue".parse().unwrap());
+    let (mut response, mut stream) = client.open(asking, false).await;
+    let told = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
+    assert_eq!(told.unwrap().unwrap().status(), StatusCode::CONTINUE);
+    stream.send_data("hello".into(), true).unwrap();
+    assert_eq!(collect(response).await.unwrap().text(), "ok");
+}
+
+/// Whatever the code of the reset: to take half of a body for all of it would be to act on what nobody sent.
+#[tokio::test]
+async fn a_body_that_is_given_up_never_looks_whole() {
+    let origin = Origin::run(async |mut served| {
+        let request = served.wire.request().await.unwrap();
+        served.note(request);
+        served.wire.take_rest().await;
+    })
+    .await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+    let reasons = [
+        Reason::NO_ERROR,
+        Reason::CANCEL,
+        Reason::INTERNAL_ERROR,
+        Reason::REFUSED_STREAM,
+    ];
+    for (count, reason) in (1..).zip(reasons) {
+        let (_response, mut stream) = client.open(post(None), false).await;
+        stream.send_data("half of it".into(), false).unwrap();
+        let begun = format!("request {count} is begun");
+        eventually(&begun, async || origin.connections() == count).await;
+        stream.send_reset(reason);
+        origin.closed(count).await;
+        let arrived = origin.latest();
+        assert!(!arrived.whole, "{reason:?}: {arrived:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_end_of_a_stream_has_its_code() {
+    let early = H2Origin::each(async |exchange| exchange.say("no, thanks")).await;
+    let cut = Origin::closing("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &early, H2).await;
+    waypost.put("cut.test", &cut, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+
+    // Answered in full, the rest of the request is not needed (RFC 9113 section 8.1).
+    let (response, mut stream) = client.open(post(None), false).await;
+    stream
+        .send_data("much more would follow".into(), false)
+        .unwrap();
+    assert_eq!(collect(response).await.unwrap().text(), "no, thanks");
+    let told = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+    assert_eq!(told.unwrap(), Reason::NO_ERROR);
+
+    let request = Request::get("http://cut.test/").body(()).unwrap();
+    let cut = client.ask(request).await;
+    assert_eq!(cut.err(), Some(Some(Reason::INTERNAL_ERROR)));
+
+    // Two lengths at once are none (RFC 9113 section 8.1.1).
+    let mut lying = post(Some(5));
+    lying.headers_mut().append("content-length", 6.into());
+    let (response, _stream) = client.open(lying, false).await;
+    let told = collect(response).await.err();
+    assert_eq!(told, Some(Some(Reason::PROTOCOL_ERROR)));
+    assert_eq!(early.requests().len(), 1);
+}
+
+/// A request head whose fields need no table (RFC 7541): GET of this path from a.test.
+fn get(path: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    block.extend(path.as_bytes());
+    block.extend(b"\x01\x06a.test");
+    block
+}
+
+#[tokio::test]
+async fn goaway_is_said_twice_and_what_runs_is_finished() {
+    let sample = Sample::start().await;
+    let mut waypost = Waypost::builder()
+        .flag("--drain-delay", "500ms")
+        .start()
+        .await;
+    waypost.put("a.test", &sample, "").await;
+    let mut wire = Wire::connect(waypost.address()).await;
+    wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let mut client = Frames(wire);
+    client.send(SETTINGS, 0, 0, &[]).await;
+    let ends = END_STREAM | END_HEADERS;
+    client.send(HEADERS, ends, 1, &get("/hold")).await;
+    sample.until_holding(1).await;
+
+    waypost.signal("TERM");
+    let first = client.take_kind(GOAWAY).await.unwrap();
+    assert_eq!(
+        first.payload[..8],
+        *b"\x7f\xff\xff\xff\0\0\0\0",
+        "any stream may come yet"
+    );
+    let ping = client.take_kind(PING).await.unwrap();
+    // It was on its way before the first word could be heard, and is served.
+    client.send(HEADERS, ends, 3, &get("/hold")).await;
+    client.send(PING, 1, 0, &ping.payload).await;
+    let second = client.take_kind(GOAWAY).await.unwrap();
+    assert_eq!(
+        second.payload[..8],
+        *b"\0\0\0\x03\0\0\0\0",
+        "nothing above 3"
+    );
+    // Whoever is so late knows by that number that nothing was done about it.
+    client.send(HEADERS, ends, 5, &get("/")).await;
+    sample.until_holding(2).await;
+    sample.release();
+    let mut ended = Vec::new();
+    while ended.len() < 2 {
+        let frame = client.take().await.unwrap();
+        assert!(frame.stream < 5, "{frame:?}");
+        if frame.kind == DATA && frame.flags & END_STREAM != 0 {
+            ended.push(frame.stream);
+        }
+    }
+    ended.sort_unstable();
+    assert_eq!(ended, [1, 3]);
+    assert_eq!(sample.hits(), 2);
+    client.0.take_rest().await;
+    assert_eq!(waypost.wait_exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_its_window_shut_holds_up_nobody() {
+    let large = Origin::answering(format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n{}",
+        "x".repeat(200_000)
+    ))
+    .await;
+    let small = Origin::named("ok").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &large, "").await;
+    waypost.put("b.test", &small, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+    // Read, and not released: its window stays used up.
+    let (response, _stream) = client.open(request("GET", "/"), true).await;
+    let mut shut = response.await.unwrap().into_body();
+    let mut held = 0;
+    while held < 65_535 {
+        held += shut.data().await.unwrap().unwrap().len();
+    }
+    // The connection's own window is used up with it, but for what this needs no room in.
+    let request = Request::head("http://b.test/").body(()).unwrap();
+    assert_eq!(client.ask(request).await.unwrap().status(), 200);
+    let _ = shut.flow_control().release_capacity(held);
+    while held < 200_000 {
+        let data = shut.data().await.unwrap().unwrap();
+        let _ = shut.flow_control().release_capacity(data.len());
+        held += data.len();
+    }
+    assert_eq!(held, 200_000);
+}
+
+#[tokio::test]
+async fn a_client_that_never_opens_its_window_is_given_up() {
+    let large = Origin::answering(format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n{}",
+        "x".repeat(200_000)
+    ))
+    .await;
+    let waypost = Waypost::builder()
+        .flag("--body-timeout", "300ms")
+        .start()
+        .await;
+    waypost.put("a.test", &large, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+    let (response, _stream) = client.open(request("GET", "/"), true).await;
+    let mut body = response.await.unwrap().into_body();
+    let told = loop {
+        match body.data().await.expect("no clean end") {
+            Ok(_) => {}
+            Err(error) => break error.reason(),
+        }
+    };
+    assert_eq!(told, Some(Reason::CANCEL));
+    let limits = [("limit", "write_timeout")];
+    let hits = waypost.metric("waypost_limit_hits_total", &limits).await;
+    assert_eq!(hits, 1.0);
+    let answer = client.ask(request("HEAD", "/")).await.unwrap();
+    assert_eq!(answer.status(), 200, "the connection lives on");
+}
