@@ -44,6 +44,7 @@ mod fleet_drain;
 mod fleet_joining;
 mod framing;
 mod fuzzing;
+mod grpc;
 mod health_checks;
 mod held_deletes;
 mod history;

@@ -10,6 +10,7 @@ pub mod follower;
 pub mod foreign;
 pub mod front;
 pub mod gated;
+pub mod grpc;
 pub mod h2_client;
 pub mod h2_origin;
 pub mod h2_raw;
