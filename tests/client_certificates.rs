@@ -99,7 +99,7 @@ async fn a_client_is_served_by_its_certificate_or_told_what_is_wrong() {
                 (None, without),
                 // By an authority of the same name, which has another key.
                 (Some(&unknown), Some("DecryptError")),
-                (Some(&no_client), Some("BadCertificate")),
+                (Some(&no_client), Some("UnsupportedCertificate")),
             ] {
                 let what = format!("{auth} {versions:?} {shown:?}");
                 let config = servers.client_config_showing(shown, versions);
