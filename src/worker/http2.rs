@@ -46,6 +46,8 @@ use crate::{
 const MAX_PENDING_RESETS: usize = 20;
 /// Streams of a connection that were reset for an error of the client's: MadeYouReset (CVE-2025-8671).
 const MAX_ERROR_RESETS: usize = 1024;
+/// What `h2` charges at most for a small DATA frame that nobody has read yet, in bytes.
+const CRUMB: usize = 256;
 
 /// How connections are served.
 pub(super) fn builder(limits: &ClientLimits) -> Builder {
@@ -58,6 +60,9 @@ pub(super) fn builder(limits: &ClientLimits) -> Builder {
         .max_send_buffer_size(64 * 1024)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        // Two streams full of single bytes: beyond it `h2` ends the connection, which no one stream may bring about by
+        // being read slowly. Nor may it be as large as the connection's window, as each frame costs memory.
+        .data_frame_budget((limits.http2.stream_window as usize).saturating_mul(2 * CRUMB))
         // WebSockets (RFC 8441 section 3).
         .enable_connect_protocol();
     builder
