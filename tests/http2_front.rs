@@ -207,6 +207,36 @@ async fn goaway_is_said_twice_and_what_runs_is_finished() {
     assert_eq!(waypost.wait_exit().await, Some(0));
 }
 
+/// They are legal, and within their window; who reads them late is none of the other streams' business.
+#[tokio::test]
+async fn small_frames_that_wait_to_be_read_cost_no_connection() {
+    const FRAMES: usize = 10_000;
+    let origin = Origin::run(async |mut served| {
+        // It never says 100, so that the body waits with us for a while.
+        served.wire.head().await.unwrap();
+        let body = served.wire.take(FRAMES).await.unwrap();
+        assert!(body.iter().all(|byte| *byte == b'x'));
+        served
+            .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await;
+    })
+    .await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+    let mut asking = post(Some(FRAMES));
+    let expects = "100-continue".parse().unwrap();
+    asking.headers_mut().insert("expect", expects);
+    let (response, mut stream) = client.open(asking, false).await;
+    for left in (0..FRAMES).rev() {
+        stream.send_data("x".into(), left == 0).unwrap();
+    }
+    assert_eq!(collect(response).await.unwrap().text(), "ok");
+    let unrouted = Request::get("http://b.test/").body(()).unwrap();
+    let answer = client.ask(unrouted).await;
+    assert!(answer.is_ok(), "the connection lives on");
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_its_window_shut_holds_up_nobody() {
     let large = Origin::answering(format!(
