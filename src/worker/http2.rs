@@ -174,9 +174,10 @@ async fn serve_stream(
     let stream = Stream::new(respond, socket);
     let response = {
         let mut serving = pin!(proxy.serve(&client, parts, body, Some(&stream)));
-        poll_fn(|cx| match serving.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => stream.poll_reset(cx).map(|()| None),
+        poll_fn(|cx| match stream.poll_reset(cx) {
+            // First: to what serves it, the reset is a body that breaks off.
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => serving.as_mut().poll(cx).map(Some),
         })
         .await
     };
