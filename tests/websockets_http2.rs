@@ -202,6 +202,44 @@ async fn a_socket_passes_between_every_two_versions() {
     }
 }
 
+/// An upstream of HTTP/2 has no key to miss, so nobody but us can refuse these (RFC 6455 section 4.2.1).
+#[tokio::test]
+async fn a_handshake_without_a_good_key_gets_no_socket_over_http2() {
+    let waypost = Waypost::builder().start().await;
+    let upstream = echo_over_http2().await;
+    waypost.put("a.test", &upstream, H2).await;
+    let key = format!("Sec-WebSocket-Key: {KEY}\r\n");
+    let version = "Sec-WebSocket-Version: 13\r\n";
+    for (what, fields, status) in [
+        ("no key", version.to_owned(), 400),
+        ("two keys", format!("{key}{key}{version}"), 400),
+        (
+            "a short key",
+            format!("Sec-WebSocket-Key: c2hvcnQ=\r\n{version}"),
+            400,
+        ),
+        (
+            "no base64",
+            format!("Sec-WebSocket-Key: !\r\n{version}"),
+            400,
+        ),
+        ("no version", key.clone(), 400),
+        (
+            "another version",
+            format!("{key}Sec-WebSocket-Version: 8\r\n"),
+            400,
+        ),
+        ("all of it", format!("{key}{version}"), 101),
+    ] {
+        let mut wire = Wire::connect(waypost.address()).await;
+        let handshake = format!(
+            "GET /chat HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{fields}\r\n"
+        );
+        assert_eq!(wire.ask(handshake).await.status(), status, "{what}");
+    }
+    assert_eq!(upstream.requests().len(), 1);
+}
+
 #[tokio::test]
 async fn what_is_no_socket_is_refused_and_spares_the_connection() {
     let waypost = Waypost::builder().start().await;

@@ -202,6 +202,11 @@ impl Journey<'_> {
             cause,
             body,
         };
+        if self.upgrade.is_some_and(|upgrade| !upgrade.is_complete()) {
+            // Nothing would be missing in an extended CONNECT, and a 101 without a proof is none (RFC 6455 section 4.2.1).
+            let failure = Failure::malformed("WebSocket handshake without a valid key or version");
+            return Err(failed(failure, None, body));
+        }
         let request = match self.head(upstream, body.length()).http2() {
             Ok(request) => request,
             Err(failure) => return Err(failed(failure, None, body)),

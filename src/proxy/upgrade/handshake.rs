@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use h2::ext::Protocol;
 use http::{
     HeaderMap, HeaderValue, Method, Version,
-    header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+    header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
     request::Parts,
 };
 
@@ -18,7 +18,8 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// A client's wish for a WebSocket.
 #[derive(Clone, Debug)]
 pub enum Handshake {
-    /// Over HTTP/1.1: its key, if it has one. An upstream of HTTP/1.1 gets it as it is, and says what is missing.
+    /// Over HTTP/1.1: its key, if it is a handshake as it should be. An upstream of HTTP/1.1 gets it as it is, and says
+    /// what is missing; one of HTTP/2 could not, and gets none without a key.
     Upgrade(Option<HeaderValue>),
     /// Over HTTP/2: a key of ours, for upstreams of HTTP/1.1.
     Connect(Box<str>),
@@ -35,8 +36,7 @@ impl Handshake {
                 Some(Self::Connect(STANDARD.encode(key).into()))
             }
             Version::HTTP_11 if asks_to_upgrade(request) => {
-                let key = request.headers.get(SEC_WEBSOCKET_KEY);
-                Some(Self::Upgrade(key.cloned()))
+                Some(Self::Upgrade(key_of(&request.headers)))
             }
             _ => None,
         }
@@ -45,6 +45,11 @@ impl Handshake {
     /// Whether the client awaits 200 and not 101.
     pub fn is_connect(&self) -> bool {
         matches!(self, Self::Connect(_))
+    }
+
+    /// Whether it has all that a server must ask for (RFC 6455 section 4.2.1).
+    pub fn is_complete(&self) -> bool {
+        !matches!(self, Self::Upgrade(None))
     }
 
     /// The proof that goes with the key; `None` if there is no key.
@@ -76,6 +81,18 @@ fn asks_to_upgrade(request: &Parts) -> bool {
             .headers
             .get(UPGRADE)
             .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// The one key, 16 bytes in base64, of a handshake in the one version there is (RFC 6455 section 4.2.1).
+fn key_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let only = |name| {
+        let mut all = headers.get_all(name).iter();
+        all.next().filter(|_| all.next().is_none())
+    };
+    only(SEC_WEBSOCKET_VERSION).filter(|version| *version == "13")?;
+    let key = only(SEC_WEBSOCKET_KEY)?;
+    let decoded = STANDARD.decode(key).ok()?;
+    (decoded.len() == 16).then(|| key.clone())
 }
 
 #[cfg(test)]
