@@ -64,6 +64,8 @@ pub enum Expiry {
     Idle,
     /// Another client needs the room, and no request runs: to be closed as if idle for too long.
     Room,
+    /// Another client needs the room, and a request head has been coming in for long: 408.
+    RoomOfHead,
     /// The process drains, and no request runs: to be closed as if idle for too long.
     Drain,
     /// The request head took too long: 408.
@@ -86,7 +88,7 @@ impl Expiry {
             Self::Drain => 1,
             Self::Removed => 2,
             Self::Leave => 3,
-            Self::Opening | Self::Head | Self::Write => 4,
+            Self::Opening | Self::Head | Self::RoomOfHead | Self::Write => 4,
             Self::Abort => 5,
         }
     }
@@ -94,6 +96,19 @@ impl Expiry {
 
 /// How long a connection that has asked for nothing yet is spared when the process ends.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// A request head that has not come in for so long gives way where there is no room.
+const SLOW_HEAD: Duration = Duration::from_secs(1);
+
+/// What would be lost with a connection that may give way; more of it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// It asked before, and may do so again.
+    Habit,
+    /// It never asked for anything.
+    Nothing,
+    /// The head of a request comes in so slowly that it may be no request at all.
+    SlowHead,
+}
 
 /// What the stream, the requests on it, the sweep and the driver of one connection share.
 pub struct Client {
@@ -242,25 +257,31 @@ impl Client {
         self.unfinished() > 0 || self.phase.get() == Phase::Head || is_new()
     }
 
-    /// How little would be lost if the connection ended now, for comparison with others; `None` if that would cost a
-    /// request. More than any that lies idle: one that never said what it wants.
-    pub fn uselessness(&self) -> Option<u64> {
-        let is_over = self.expired.get().is_some();
-        if is_over || self.is_upgraded() || self.is_busy() {
+    /// What would be lost if the connection ended now, and for how long that has been so; `None` if it would be a
+    /// request.
+    pub fn loss(&self) -> Option<(Loss, Tick)> {
+        if self.expired.get().is_some() || self.is_upgraded() || self.unfinished() > 0 {
             return None;
         }
-        let never_asked = u64::from(self.phase.get() == Phase::Opening) << Tick::BITS;
-        let age = self.sweep.now().saturating_sub(self.since.get());
-        Some(never_asked + u64::from(age))
+        let loss = match self.phase.get() {
+            Phase::Head if self.is_over(self.since.get(), SLOW_HEAD) => Loss::SlowHead,
+            _ if self.is_busy() => return None,
+            _ if self.asked.get() => Loss::Habit,
+            _ => Loss::Nothing,
+        };
+        Some((loss, self.sweep.now().saturating_sub(self.since.get())))
     }
 
     /// Ends the connection for the sake of another, unless that would cost a request.
     pub fn gives_way(&self) -> bool {
-        let gives_way = self.uselessness().is_some();
-        if gives_way {
-            self.expire(Expiry::Room);
-        }
-        gives_way
+        let Some((loss, _)) = self.loss() else {
+            return false;
+        };
+        self.expire(match loss {
+            Loss::SlowHead => Expiry::RoomOfHead,
+            Loss::Nothing | Loss::Habit => Expiry::Room,
+        });
+        true
     }
 
     /// Whether what is written is an answer of ours: a request came since all before it was flushed.

@@ -150,7 +150,9 @@ impl Proxy {
         client.settle_interim();
         client.resume_reading();
         if parts.version < Version::HTTP_2 {
-            let closes = self.draining.get() || client.has_unread_body();
+            // What a passed limit ends is closed behind this answer, so the answer says so.
+            let closes =
+                self.draining.get() || client.has_unread_body() || client.expired().is_some();
             if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response
                     .headers_mut()

@@ -34,17 +34,24 @@ pub struct Admission {
     exempt: Arc<TrustedProxies>,
     open: AtomicUsize,
     clients: [Mutex<HashMap<Origin, usize, RandomState>>; SHARDS],
-    /// Counts the times when a worker found no idle connection of its own.
-    crowded: watch::Sender<u64>,
+    /// Places that workers lacked, and had no connection of their own to close for.
+    wanted: AtomicUsize,
+    /// Tells of each.
+    crowded: watch::Sender<()>,
     metrics: Arc<Metrics>,
 }
 
 /// Workers seldom meet in one of so many.
 const SHARDS: usize = 16;
 
+/// A flood wants a place for each of its connections; what it wanted a while ago is nothing to anybody.
+const MOST_WANTED: usize = 64;
+/// Whoever gave way is gone a moment later. So many more may be there meanwhile, or a sixteenth of the limit.
+const LEAST_OVERLAP: usize = 4;
+
 /// Who counts as one client: an IPv4 address, or the /64 network of an IPv6 one, which is the least that anybody gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Origin(u128);
+pub(super) struct Origin(u128);
 
 /// A connection that may be served, until this is dropped.
 pub struct Admitted {
@@ -73,7 +80,8 @@ impl Admission {
             exempt,
             open: AtomicUsize::new(0),
             clients: array::from_fn(|_| Mutex::default()),
-            crowded: watch::Sender::new(0),
+            wanted: AtomicUsize::new(0),
+            crowded: watch::Sender::new(()),
             metrics,
         })
     }
@@ -98,16 +106,36 @@ impl Admission {
             origin: Cell::new(origin),
         };
         let others = self.open.fetch_add(1, Relaxed);
-        if others >= self.most && !make_room() {
+        let is_over = others.saturating_sub(self.most) >= LEAST_OVERLAP.max(self.most / 16);
+        if others >= self.most && (is_over || !make_room()) {
             self.count(Limit::Connections);
             return None;
         }
         Some(admitted)
     }
 
-    /// Asks all workers for idle connections.
+    /// Asks all workers for the place of one idle connection.
     pub fn ask_for_room(&self) {
-        self.crowded.send_modify(|times| *times += 1);
+        let _ = self.wanted.fetch_update(Relaxed, Relaxed, |wanted| {
+            (wanted < MOST_WANTED).then_some(wanted + 1)
+        });
+        self.crowded.send_replace(());
+    }
+
+    /// Gives one of the places that are wanted, if any is, by closing a connection; whether `make_room` did.
+    pub fn give(&self, make_room: impl FnOnce() -> bool) -> bool {
+        if !self.is_full() {
+            self.wanted.store(0, Relaxed);
+            return false;
+        }
+        let one_less = |wanted: usize| wanted.checked_sub(1);
+        let is_wanted = self.wanted.fetch_update(Relaxed, Relaxed, one_less).is_ok();
+        let given = is_wanted && make_room();
+        if is_wanted && !given {
+            // For another worker to give.
+            self.wanted.fetch_add(1, Relaxed);
+        }
+        given
     }
 
     /// Whether there are as many connections as there may be.
@@ -115,8 +143,8 @@ impl Admission {
         self.open.load(Relaxed) >= self.most
     }
 
-    /// Counts the times when some worker needed room.
-    pub fn crowded(&self) -> watch::Receiver<u64> {
+    /// Tells when some worker needs room.
+    pub fn crowded(&self) -> watch::Receiver<()> {
         self.crowded.subscribe()
     }
 
@@ -188,7 +216,7 @@ impl Drop for Admitted {
 }
 
 impl Origin {
-    fn of(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().to_bits()),
             IpAddr::V6(v6) => Self(v6.to_bits() & (u128::MAX << 64)),

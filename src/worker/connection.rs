@@ -134,7 +134,7 @@ fn limit_of(expiry: Expiry) -> Option<Limit> {
         Expiry::Head => Some(Limit::Head),
         Expiry::Idle => Some(Limit::Idle),
         Expiry::Write => Some(Limit::Write),
-        Expiry::Room => Some(Limit::GaveWay),
+        Expiry::Room | Expiry::RoomOfHead => Some(Limit::GaveWay),
         Expiry::Drain | Expiry::Removed | Expiry::Leave | Expiry::Abort => None,
     }
 }

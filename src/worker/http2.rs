@@ -75,6 +75,7 @@ pub(super) async fn serve(proxy: &Rc<Proxy>, builder: &Builder, client: &Rc<Clie
         client,
         stage: Stage::Opening(builder.handshake(io)),
         going_away: false,
+        gives_way: false,
         closing: None,
     };
     if let Err(error) = poll_fn(|cx| driver.poll(cx)).await {
@@ -88,6 +89,8 @@ struct Driver<'c> {
     stage: Stage,
     /// GOAWAY is sent, or will be as soon as anything can be.
     going_away: bool,
+    /// What came before that runs by now.
+    gives_way: bool,
     /// Watches over the client's way out.
     closing: Option<Deadline>,
 }
@@ -114,6 +117,14 @@ impl Driver<'_> {
         }
         if client.expired() == Some(Expiry::Abort) {
             return Poll::Ready(Ok(()));
+        }
+        // Whoever needs the room has it already, so the client's word is not waited for.
+        if client.expired() == Some(Expiry::Room) && client.unfinished() == 0 {
+            if self.gives_way {
+                return Poll::Ready(Ok(()));
+            }
+            self.gives_way = true;
+            cx.waker().wake_by_ref();
         }
         // The way out ends with the client's word, for which nobody waits for ever.
         if client.expired().is_some() {

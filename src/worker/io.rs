@@ -289,12 +289,17 @@ impl AsyncRead for ClientIo {
                 Poll::Ready(result) => result?,
                 // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
                 Poll::Pending => match this.state.expired() {
-                    Some(Expiry::Head) if this.state.phase() == Phase::Head => {
+                    Some(expiry @ (Expiry::Head | Expiry::RoomOfHead))
+                        if this.state.phase() == Phase::Head =>
+                    {
                         // Inside an answer that is not all written it would be taken for a part of that.
                         if !this.state.is_at_message_start() {
                             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                         }
-                        this.state.leave_body_unread();
+                        // Room is needed now: all that came is read, so that no reset overtakes the answer.
+                        if expiry == Expiry::Head {
+                            this.state.leave_body_unread();
+                        }
                         let _ = this.poll_raw_write(cx, REQUEST_TIMEOUT);
                         let _ = this.poll_raw_flush(cx);
                         return Poll::Ready(Ok(()));

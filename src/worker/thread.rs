@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -86,7 +86,7 @@ const MOST_QUEUED: usize = 8192;
 /// How often accepting what is queued at the end is tried again in vain.
 const LAST_ACCEPTS: u32 = 100;
 /// How many idle connections a worker closes at once for the sake of others.
-const GIVEN: u64 = 16;
+const GIVEN: usize = 16;
 /// How long idle connections may take to close, once nothing runs any more.
 const LAST_CLOSES: Duration = Duration::from_secs(3);
 
@@ -139,7 +139,7 @@ async fn work(
             observer: shared.metrics.observer(),
             metrics: shared.metrics,
             access_log: shared.access_log,
-            trusted: shared.trusted,
+            trusted: shared.trusted.clone(),
             certificate_fields: shared.certificate_fields,
             in_flight: InFlight::default(),
             loads,
@@ -160,7 +160,7 @@ async fn work(
         connections: RefCell::default(),
         descriptors: shared.descriptors,
         admission: shared.admission,
-        room: Room::default(),
+        room: Room::sparing(shared.trusted),
         accept_failures: RefCell::default(),
         most_idle: shared.most_idle,
     });
@@ -294,10 +294,11 @@ impl Local {
         pools.keep_at_most(self.most_idle - idle);
     }
 
-    /// Closes an idle connection for the sake of another; whether there was one.
-    fn make_room(&self) -> bool {
+    /// Closes a connection that nothing runs on for the sake of another, which comes from there; whether there was one.
+    fn make_room(&self, newcomer: Option<IpAddr>) -> bool {
         let connections = self.connections.borrow();
-        self.room.make(&connections, self.proxy.sweep.now())
+        let now = self.proxy.sweep.now();
+        self.room.make(&connections, now, newcomer)
     }
 
     /// Whoever comes next may find what other workers give up; who comes now does not.
@@ -307,7 +308,7 @@ impl Local {
     }
 
     fn open(self: &Rc<Self>, stream: TcpStream, address: SocketAddr, opening: &Opening) {
-        let make_room = || self.make_room() || self.ask_for_room();
+        let make_room = || self.make_room(Some(address.ip())) || self.ask_for_room();
         let Some(admitted) = self.admission.admit(address.ip(), make_room) else {
             return admission::turn_away(&stream, Speaks::of(opening));
         };
@@ -381,13 +382,18 @@ async fn accept(
         }
     }
     if let Ok(listener) = listener.into_std() {
-        accept_queued(&local, &listener, &opening).await;
+        accept_queued(&local, &listener, &opening, &stage).await;
     }
 }
 
 /// What the kernel has queued was promised to the client: a close would reset it. Where descriptors are lacking, idle
-/// connections give theirs, and what runs ends.
-async fn accept_queued(local: &Rc<Local>, listener: &std::net::TcpListener, opening: &Opening) {
+/// connections give theirs, and what runs ends; but not once the time is over for what runs, too.
+async fn accept_queued(
+    local: &Rc<Local>,
+    listener: &std::net::TcpListener,
+    opening: &Opening,
+    stage: &watch::Receiver<Stage>,
+) {
     let mut patience = LAST_ACCEPTS;
     for _ in 0..MOST_QUEUED {
         match listener.accept() {
@@ -400,9 +406,10 @@ async fn accept_queued(local: &Rc<Local>, listener: &std::net::TcpListener, open
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock || patience == 0 => break,
+            Err(_) if *stage.borrow() >= Stage::Leaving => break,
             Err(error) if descriptors::are_lacking(&error) => {
                 patience -= 1;
-                local.make_room();
+                local.make_room(None);
                 local.descriptors.relief(&error).await;
             }
             Err(error) => {
@@ -451,13 +458,9 @@ async fn make_way(local: Rc<Local>) {
 /// Closes idle connections when another worker has none, and clients that would need their room.
 async fn make_room(local: Rc<Local>) {
     let mut crowded = local.admission.crowded();
-    let mut given = 0;
     while crowded.changed().await.is_ok() {
-        let asked = *crowded.borrow_and_update();
-        let wanted = (asked - given).min(GIVEN);
-        given = asked;
-        for _ in 0..wanted {
-            if !local.admission.is_full() || !local.make_room() {
+        for _ in 0..GIVEN {
+            if !local.admission.give(|| local.make_room(None)) {
                 break;
             }
         }

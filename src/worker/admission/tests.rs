@@ -22,7 +22,9 @@ fn no_more_than_the_limit_unless_there_is_room() {
     let held: Vec<_> = (0..2).map(|_| admit(false).unwrap()).collect();
     assert!(admit(false).is_none());
     let over = admit(true).expect("somebody gives way");
-    drop(held);
+    let lingering: Vec<_> = std::iter::from_fn(|| admit(true)).collect();
+    assert_eq!(lingering.len(), LEAST_OVERLAP - 1);
+    drop((held, lingering));
     assert_eq!(admission.open.load(Relaxed), 1);
     assert!(admit(false).is_some());
     drop(over);
@@ -52,6 +54,24 @@ fn an_address_has_half_of_all_unless_told_otherwise() {
             .sum();
         assert_eq!((left, admission.open.load(Relaxed)), (0, 0));
     }
+}
+
+#[test]
+fn as_many_places_are_given_as_are_wanted() {
+    let admission = admission(2, PerClient::Unlimited, "::/128");
+    let admit = || admission.admit(address("192.0.2.1"), || false);
+    let held = [admit(), admit()];
+    admission.ask_for_room();
+    admission.ask_for_room();
+    let gives = |gives: bool| admission.give(|| gives);
+    assert_eq!([gives(true), gives(false)], [true, false]);
+    assert_eq!([gives(true), gives(true)], [true, false]);
+
+    admission.ask_for_room();
+    drop(held);
+    assert!(!gives(true), "there is room");
+    let _held = [admit(), admit()];
+    assert!(!gives(true), "what was wanted is had");
 }
 
 #[test]
