@@ -114,6 +114,119 @@ async fn forwarded_fields_are_believed_from_trusted_proxies_only() {
 }
 
 #[tokio::test]
+async fn the_standards_field_is_written_and_believed_where_it_is_asked_for() {
+    let lie = "Forwarded: for=6.6.6.6;proto=https;host=evil\r\n";
+    let x = "X-Forwarded-For: 203.0.113.9, [2001:db8::1]:80, what\r\nX-Forwarded-Proto: https\r\n\
+        X-Forwarded-Host: outer.example\r\n";
+    let by_proxy = "Forwarded: for=6.6.6.6, for=\"[2001:db8::9]:1\";proto=https\r\nForwarded: for=10.1.1.1\r\n";
+    let ours = "for=127.0.0.1;host=\"a.test:80\";proto=http";
+    // The flag, whether the sender is trusted, what it claims; `Forwarded` and `X-Forwarded-For` upstream.
+    type Case = (
+        &'static str,
+        bool,
+        String,
+        Option<String>,
+        Option<&'static str>,
+    );
+    let cases: &[Case] = &[
+        // Strangers: whatever they say is dropped.
+        ("off", false, format!("{lie}{x}"), None, Some("127.0.0.1")),
+        ("beside", false, format!("{lie}{x}"), Some(ours.into()), Some("127.0.0.1")),
+        ("instead", false, format!("{lie}{x}"), Some(ours.into()), None),
+        // Trusted proxies.
+        ("off", true, lie.into(), Some("for=6.6.6.6;proto=https;host=evil".into()), Some("127.0.0.1")),
+        (
+            "beside",
+            true,
+            format!("{lie}{x}"),
+            Some(
+                "for=203.0.113.9;host=outer.example;proto=https, for=\"[2001:db8::1]\", for=unknown, for=127.0.0.1"
+                    .into(),
+            ),
+            Some("203.0.113.9, [2001:db8::1]:80, what, 127.0.0.1"),
+        ),
+        ("beside", true, lie.into(), Some(ours.into()), Some("127.0.0.1")),
+        (
+            "instead",
+            true,
+            format!("{by_proxy}{x}"),
+            Some(format!(
+                "for=6.6.6.6, for=\"[2001:db8::9]:1\";proto=https, for=10.1.1.1, {ours}"
+            )),
+            None,
+        ),
+        ("instead", true, format!("Forwarded: for=\"\r\n{x}"), Some(ours.into()), None),
+    ];
+    for (how, trusted, claims, forwarded, x_forwarded) in cases {
+        let what = format!("{how} {trusted} {claims}");
+        let origin = Origin::answering(EMPTY).await;
+        let mut builder = Waypost::builder().flag("--forwarded", how);
+        if *trusted {
+            builder = builder.flag("--trusted-proxies", "127.0.0.0/8");
+        }
+        let waypost = builder.start().await;
+        waypost.put("a.test", &origin, "").await;
+        for connection in ["", "Connection: Forwarded\r\n"] {
+            let request = format!("GET / HTTP/1.1\r\nHost: a.test:80\r\n{claims}{connection}\r\n");
+            assert_eq!(ask(waypost.address(), request).await.status(), 200);
+            let head = origin.latest().head;
+            // In the first case it goes on as it came, and may be named away.
+            if *how != "off" || connection.is_empty() {
+                assert_eq!(head.one("forwarded"), forwarded.as_deref(), "{what}");
+            }
+            assert_eq!(head.one("x-forwarded-for"), *x_forwarded, "{what}");
+            let told = x_forwarded.is_some();
+            assert_eq!(head.one("x-forwarded-proto").is_some(), told, "{what}");
+            assert_eq!(head.one("x-forwarded-host").is_some(), told, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_trusted_proxies_say_by_the_standards_field_decides() {
+    let origin = Origin::answering(EMPTY).await;
+    let waypost = Waypost::builder()
+        .flag("--trusted-proxies", "127.0.0.1/32,10.0.0.0/8")
+        .flag("--forwarded", "instead")
+        .flag("--access-log", "json")
+        .start()
+        .await;
+    waypost.put("a.test", &origin, "").await;
+    let settings = json!({"redirect_https": true}).to_string();
+    waypost.put("a.test", "@settings", &settings).await;
+    for (fields, status, client) in [
+        (
+            "Forwarded: for=192.0.2.1;proto=https\r\n",
+            200,
+            Some("192.0.2.1"),
+        ),
+        (
+            "Forwarded: for=6.6.6.6;proto=http, for=\"[2001:db8::1]:9\";proto=https, for=10.0.0.1;proto=http\r\n",
+            200,
+            Some("2001:db8::1"),
+        ),
+        (
+            "Forwarded: for=6.6.6.6;proto=https, for=192.0.2.1;proto=http\r\n",
+            308,
+            Some("192.0.2.1"),
+        ),
+        (
+            "X-Forwarded-Proto: https\r\nX-Forwarded-For: 6.6.6.6\r\n",
+            308,
+            None,
+        ),
+    ] {
+        let before = waypost.output().all().len();
+        let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n");
+        let response = ask(waypost.address(), request).await;
+        assert_eq!(response.status(), status, "{fields}");
+        let line = waypost.output().find(|lines| lines.get(before).cloned());
+        let line: serde_json::Value = serde_json::from_str(&line.await.expect("a line")).unwrap();
+        assert_eq!(line["forwarded_for"].as_str(), client, "{fields}");
+    }
+}
+
+#[tokio::test]
 async fn what_looks_like_a_forwarded_field_is_dropped_from_strangers() {
     let origin = Origin::answering(EMPTY).await;
     let waypost = in_front_of(&origin, json!({})).await;

@@ -55,6 +55,7 @@ async fn the_client_is_who_the_header_says() {
     let authority = Authority::new();
     let origin = Origin::named("ok").await;
     let waypost = in_front_of(&origin, listening(&authority, "127.0.0.1")).await;
+    let mut lines = 0;
     for (header, client, told) in [
         (
             &b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"[..],
@@ -77,6 +78,12 @@ async fn the_client_is_who_the_header_says() {
         let mut at_once = Wire::connect(waypost.address()).await;
         at_once.send([header, REQUEST.as_bytes()].concat()).await;
         assert_eq!(at_once.response("GET").await.text(), "ok", "{what}");
+        // Each line is waited for, so that the next one is the next request's.
+        lines += 1;
+        waypost
+            .output()
+            .find(|all| all.get(lines - 1).cloned())
+            .await;
         // The header holds for the whole connection.
         let mut wires = vec![at_once, over_tls(&waypost, &authority, header).await];
         let mut bytewise = Wire::connect(waypost.address()).await;
@@ -85,7 +92,6 @@ async fn the_client_is_who_the_header_says() {
         }
         wires.push(bytewise);
         for mut wire in wires {
-            let before = waypost.output().all().len();
             assert_eq!(wire.ask(REQUEST).await.text(), "ok", "{what}");
             let addresses = origin
                 .latest()
@@ -93,7 +99,8 @@ async fn the_client_is_who_the_header_says() {
                 .one("x-forwarded-for")
                 .map(String::from);
             assert_eq!(addresses.as_deref(), Some(told), "{what}");
-            let line = waypost.output().find(|lines| lines.get(before).cloned());
+            lines += 1;
+            let line = waypost.output().find(|all| all.get(lines - 1).cloned());
             let line: Value = serde_json::from_str(&line.await.expect("a line")).unwrap();
             let logged = line["client"].as_str().unwrap();
             assert!(logged.starts_with(client), "{what}: {logged}");

@@ -13,8 +13,8 @@ use anyhow::{Context, ensure};
 use clap::{FromArgMatches, builder::RangedU64ValueParser};
 
 use super::{
-    Config, EtcdArgs, LimitArgs, ListenerConfig, LogFormat, SourceConfig, Usage, etcd, file,
-    listener,
+    Config, EtcdArgs, ForwardedField, LimitArgs, ListenerConfig, LogFormat, SourceConfig, Usage,
+    etcd, file, listener,
     values::{self, AccessLogChoice, Networks},
 };
 use crate::{route::settings::Balance, telemetry::logging};
@@ -84,6 +84,15 @@ pub struct ServeArgs {
         default_value = "none"
     )]
     pub trusted_proxies: Networks,
+    /// The field Forwarded of RFC 7239: off, beside X-Forwarded-*, or instead of them, and then believed in their place
+    #[arg(
+        long,
+        env = "WAYPOST_FORWARDED",
+        value_name = "HOW",
+        default_value = "off",
+        value_enum
+    )]
+    pub forwarded: ForwardedField,
     /// Networks that are never dialled, whatever a key says; our own admin address is refused besides
     #[arg(
         long,
@@ -214,6 +223,7 @@ impl ServeArgs {
             admin: self.admin,
             trusted_proxies: self.trusted_proxies.0,
             limits: self.limits.resolve()?,
+            forwarded: self.forwarded,
             upstream_deny: self.upstream_deny.0,
             access_log: self.access_log.0,
             drain_delay: self.drain_delay,

@@ -43,6 +43,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// What each client may take.
     pub limits: ClientLimits,
+    /// `--forwarded`.
+    pub forwarded: ForwardedField,
     /// `--upstream-deny`: never dialled; the admin address is refused besides.
     pub upstream_deny: Vec<IpNet>,
     /// `--access-log`; `None` for off.
@@ -175,6 +177,19 @@ impl Usage {
     pub fn error(message: &str) -> anyhow::Error {
         Self(message.to_owned()).into()
     }
+}
+
+/// `--forwarded`: whether upstreams are told of the client by RFC 7239 too, and which of both is believed of trusted
+/// proxies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ForwardedField {
+    /// By `X-Forwarded-*` alone, which are believed.
+    #[default]
+    Off,
+    /// By both; `X-Forwarded-*` are believed.
+    Beside,
+    /// By `Forwarded` alone, which is believed.
+    Instead,
 }
 
 /// `--log-format`.

@@ -8,7 +8,7 @@ use twox_hash::XxHash3_64;
 
 use super::{
     cookies,
-    forwarded::{Scheme, Sender, TrustedProxies, client_address, forwarded_proto},
+    forwarded::{Claims, Scheme},
 };
 use crate::{
     route::{Route, path},
@@ -33,10 +33,8 @@ pub struct Asker<'r> {
     pub request: &'r Parts,
     /// The raw path, without query.
     pub path: &'r str,
-    /// Who connected.
-    pub address: IpAddr,
-    pub trusted: &'r TrustedProxies,
-    pub sender: Sender,
+    /// What it says of earlier hops.
+    pub claims: Claims<'r>,
     pub scheme: Scheme,
 }
 
@@ -84,12 +82,10 @@ impl Asker<'_> {
     fn key(&self, hash_on: &HashOn) -> Option<u64> {
         let headers = &self.request.headers;
         Some(match hash_on {
-            HashOn::ClientIp => {
-                match client_address(headers, self.address, self.sender, self.trusted) {
-                    IpAddr::V4(address) => XxHash3_64::oneshot(&address.octets()),
-                    IpAddr::V6(address) => XxHash3_64::oneshot(&address.octets()),
-                }
-            }
+            HashOn::ClientIp => match self.claims.client() {
+                IpAddr::V4(address) => XxHash3_64::oneshot(&address.octets()),
+                IpAddr::V6(address) => XxHash3_64::oneshot(&address.octets()),
+            },
             HashOn::Header(name) => XxHash3_64::oneshot(headers.get(name)?.as_bytes()),
             HashOn::Cookie(name) => XxHash3_64::oneshot(cookies::values(headers, name).next()?),
             HashOn::Path => XxHash3_64::oneshot(path::normalise(self.path).as_bytes()),
@@ -97,7 +93,6 @@ impl Asker<'_> {
     }
 
     fn scheme(&self) -> Scheme {
-        let prior = self.request.headers.get("x-forwarded-proto");
-        forwarded_proto(prior, self.scheme, self.sender)
+        self.claims.scheme(self.scheme)
     }
 }

@@ -326,6 +326,8 @@ impl Journey<'_> {
             certificate: self.client.certificate(),
             certificate_fields: &self.proxy.certificate_fields,
             sender: self.sender,
+            forwarded: self.proxy.forwarded,
+            connection: self.client.address().ip(),
             scheme: self.scheme,
             length,
             upgrade: self.upgrade,

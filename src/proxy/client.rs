@@ -115,6 +115,7 @@ pub struct Client {
     address: Cell<SocketAddr>,
     address_text: OnceCell<Box<str>>,
     is_somebody: Cell<bool>,
+    sender: OnceCell<Sender>,
     certificate: OnceCell<Box<ClientCertificate>>,
     /// Whether it speaks TLS.
     pub tls: bool,
@@ -149,6 +150,7 @@ impl Client {
             address: Cell::new(address),
             address_text: OnceCell::new(),
             is_somebody: Cell::new(false),
+            sender: OnceCell::new(),
             certificate: OnceCell::new(),
             tls,
             since: Cell::new(sweep.now()),
@@ -208,10 +210,11 @@ impl Client {
 
     /// Whether what its requests say of earlier hops counts. It is the client's word, whoever is in between.
     pub fn sender(&self, trusted: &TrustedProxies) -> Sender {
-        match !self.is_somebody.get() && trusted.contains(self.address().ip()) {
+        let is_trusted = || !self.is_somebody.get() && trusted.contains(self.address().ip());
+        *self.sender.get_or_init(|| match is_trusted() {
             true => Sender::Trusted,
             false => Sender::Unknown,
-        }
+        })
     }
 
     /// The handshake is over; requests may come.

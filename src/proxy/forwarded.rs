@@ -9,6 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderMap, HeaderValue};
 use ipnet::{IpNet, Ipv4Net};
 
+use super::rfc7239::{self, Element};
+use crate::config::ForwardedField;
+
 /// `--trusted-proxies`: the networks whose forwarding fields are believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
@@ -47,6 +50,52 @@ pub enum Sender {
     Trusted,
     /// Anyone else.
     Unknown,
+}
+
+/// What a request says of earlier hops, and how far that counts.
+#[derive(Clone, Copy)]
+pub struct Claims<'r> {
+    /// Its fields.
+    pub headers: &'r HeaderMap,
+    /// Who sent it.
+    pub sender: Sender,
+    /// Which field counts.
+    pub field: ForwardedField,
+    /// Where its sender is.
+    pub connection: IpAddr,
+    /// Whose word counts.
+    pub trusted: &'r TrustedProxies,
+}
+
+impl Claims<'_> {
+    /// Who the client is: who connected or, behind trusted proxies, the last that they name and that is none of them.
+    pub fn client(&self) -> IpAddr {
+        match self.field {
+            ForwardedField::Instead if self.sender == Sender::Trusted => self.outermost().0,
+            _ => client_address(self.headers, self.connection, self.sender, self.trusted),
+        }
+    }
+
+    /// How the client's connection is secured; ours is so by `connection`.
+    pub fn scheme(&self, connection: Scheme) -> Scheme {
+        if self.sender == Sender::Unknown {
+            return connection;
+        }
+        match self.field {
+            ForwardedField::Instead => {
+                let said = self.outermost().1.and_then(|element| element.scheme);
+                said.unwrap_or(connection)
+            }
+            _ => {
+                let prior = self.headers.get("x-forwarded-proto");
+                forwarded_proto(prior, connection, self.sender)
+            }
+        }
+    }
+
+    fn outermost(&self) -> (IpAddr, Option<Element>) {
+        rfc7239::outermost(self.headers, self.connection, self.trusted)
+    }
 }
 
 /// Writes the `X-Forwarded-For` value: the client's address, after the `prior` values of a trusted sender.
@@ -95,7 +144,7 @@ pub fn client_address(
 }
 
 /// An entry of `X-Forwarded-For`. Some proxies write the port too.
-fn hop_address(hop: &[u8]) -> Option<IpAddr> {
+pub(super) fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     let hop = std::str::from_utf8(hop).ok()?.trim_ascii();
     let address = hop.parse::<IpAddr>();
     let address = address.or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
@@ -130,7 +179,7 @@ impl Scheme {
         HeaderValue::from_static(self.as_str())
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = text.trim_ascii();
         if text.eq_ignore_ascii_case(b"https") || text.eq_ignore_ascii_case(b"wss") {
             Some(Self::Https)

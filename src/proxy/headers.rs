@@ -3,23 +3,24 @@
 
 mod http2;
 
-use std::io::Write;
+use std::{io::Write, net::IpAddr};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
-    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TRAILER, TRANSFER_ENCODING},
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, TRAILER, TRANSFER_ENCODING},
     request::Parts,
 };
 use smallvec::SmallVec;
 
 use super::{
     client::ClientCertificate,
-    forwarded::{Scheme, Sender, forwarded_for, forwarded_host, forwarded_proto},
-    max_forwards,
+    forwarded::{Scheme, Sender, forwarded_for, forwarded_host, forwarded_proto, hop_address},
+    max_forwards, rfc7239,
     target::Target,
     upgrade::Handshake,
 };
 use crate::{
+    config::ForwardedField,
     route::{
         UpstreamTarget,
         settings::{HeaderRules, HostHeader, Settings},
@@ -53,6 +54,10 @@ pub struct UpstreamHead<'r> {
     pub certificate: Option<&'r ClientCertificate>,
     /// What such certificates are told by: no client may send it.
     pub certificate_fields: &'r [HeaderName],
+    /// The same as an address.
+    pub connection: IpAddr,
+    /// By which field the client is told of.
+    pub forwarded: ForwardedField,
     /// Whether the client is a trusted proxy.
     pub sender: Sender,
     /// How the client's connection is secured.
@@ -127,6 +132,7 @@ impl UpstreamHead<'_> {
             }
             // CGI and its kin read `_` as `-`: to them these would frame the message.
             "content_length" | "transfer_encoding" => Fate::Stays,
+            "forwarded" if self.forwarded != ForwardedField::Off => Fate::Stays,
             "cookie" => Fate::Cookie,
             "te" => Fate::Te,
             "content-length" => Fate::ContentLength,
@@ -180,6 +186,14 @@ impl UpstreamHead<'_> {
     fn write_forwarded(&self, out: &mut Vec<u8>) {
         let headers = &self.request.headers;
         let rules = &self.settings.request_headers;
+        if self.tells_by_rfc7239() {
+            out.extend_from_slice(b"forwarded: ");
+            self.write_rfc7239(out);
+            out.extend_from_slice(b"\r\n");
+        }
+        if self.forwarded == ForwardedField::Instead {
+            return;
+        }
         let prior = |name| match self.sender {
             Sender::Trusted => headers.get(name),
             Sender::Unknown => None,
@@ -200,6 +214,45 @@ impl UpstreamHead<'_> {
             let authority = self.target.authority;
             let host = forwarded_host(prior(X_FORWARDED_HOST), authority, self.sender);
             line(out, "x-forwarded-host", host);
+        }
+    }
+
+    fn tells_by_rfc7239(&self) -> bool {
+        let rules = &self.settings.request_headers;
+        self.forwarded != ForwardedField::Off && !replaces(rules, &FORWARDED)
+    }
+
+    /// The value of `Forwarded`. Where it stands in place of `X-Forwarded-*`, our element is added to those of a trusted
+    /// proxy; beside them it says what they say (RFC 7239 section 7.4), and what a client may have got past a proxy that
+    /// does not know of it is not repeated.
+    fn write_rfc7239(&self, out: &mut Vec<u8>) {
+        let headers = &self.request.headers;
+        let authority = self.target.authority;
+        let own = Some(self.connection.to_canonical());
+        if self.sender == Sender::Unknown || self.forwarded == ForwardedField::Instead {
+            if self.sender == Sender::Trusted {
+                rfc7239::write_prior(headers, out);
+            }
+            rfc7239::write_node(own, out);
+            return rfc7239::write_rest(authority, self.scheme, out);
+        }
+        let lines = headers.get_all(X_FORWARDED_FOR).iter();
+        let hops = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+        let hops = hops.filter(|hop| !hop.trim_ascii().is_empty());
+        for (index, node) in hops.map(hop_address).chain([own]).enumerate() {
+            if index > 0 {
+                out.extend_from_slice(b", ");
+            }
+            rfc7239::write_node(node, out);
+            if index == 0 {
+                let (host, proto) = (
+                    headers.get(X_FORWARDED_HOST),
+                    headers.get(X_FORWARDED_PROTO),
+                );
+                let host = forwarded_host(host, authority, self.sender);
+                let scheme = forwarded_proto(proto, self.scheme, self.sender);
+                rfc7239::write_rest(host, scheme, out);
+            }
         }
     }
 

@@ -161,9 +161,7 @@ impl Journey<'_> {
         Asker {
             request: self.request,
             path: self.target.path,
-            address: self.client.address().ip(),
-            trusted: &self.proxy.trusted,
-            sender: self.sender,
+            claims: self.proxy.claims(self.client, &self.request.headers),
             scheme: self.scheme,
         }
     }

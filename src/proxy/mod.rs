@@ -23,6 +23,7 @@ mod outcome;
 pub mod record;
 mod redirect;
 pub mod retry;
+mod rfc7239;
 mod setback;
 pub mod stream;
 mod target;
@@ -36,7 +37,8 @@ use std::{
 };
 
 use http::{
-    HeaderName, HeaderValue, Response, StatusCode, Version, header::CONNECTION, request::Parts,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header::CONNECTION,
+    request::Parts,
 };
 
 use affinity::Affinity;
@@ -46,7 +48,7 @@ use budget::RetryBudgets;
 use client::Client;
 use ejections::Ejections;
 use error::Failure;
-use forwarded::{Scheme, TrustedProxies, forwarded_proto};
+use forwarded::{Claims, Scheme, TrustedProxies};
 use in_flight::InFlight;
 use journey::{Journey, Stop, Trip};
 use record::RequestRecord;
@@ -55,7 +57,7 @@ use target::Target;
 use upgrade::{Handshake, Ties};
 
 use crate::{
-    config::ClientLimits,
+    config::{ClientLimits, ForwardedField},
     live::Live,
     route::{Route, UpstreamTarget, table::Miss},
     sweep::{self, Sweep},
@@ -82,6 +84,8 @@ pub struct Proxy {
     pub access_log: Option<AccessLog>,
     /// Whose `X-Forwarded-*` is believed.
     pub trusted: Arc<TrustedProxies>,
+    /// By which field upstreams are told of clients.
+    pub forwarded: ForwardedField,
     /// By which fields upstreams are told of clients' certificates: no client may send them.
     pub certificate_fields: Arc<[HeaderName]>,
     /// The requests that run.
@@ -216,10 +220,8 @@ impl Proxy {
             Scheme::Http
         };
         let settings = &*route.settings;
-        if settings.redirect_https
-            && forwarded_proto(request.headers.get("x-forwarded-proto"), scheme, sender)
-                == Scheme::Http
-        {
+        let claims = || self.claims(client, &request.headers);
+        if settings.redirect_https && claims().scheme(scheme) == Scheme::Http {
             if body_announced {
                 client.leave_body_unread();
             }
@@ -320,6 +322,17 @@ impl Proxy {
         };
         self.respond(&asked, &route, answer, request_deadline, record)
             .map_err(early)
+    }
+
+    /// What a request of this client says of earlier hops.
+    fn claims<'r>(&'r self, client: &Client, headers: &'r HeaderMap) -> Claims<'r> {
+        Claims {
+            headers,
+            sender: client.sender(&self.trusted),
+            field: self.forwarded,
+            connection: client.address().ip(),
+            trusted: &self.trusted,
+        }
     }
 
     /// 404, unless there is no table yet: then nobody can say what exists.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -17,6 +18,7 @@ use http::{
 use super::{
     Proxy,
     client::{Client, Expiry, RunningRequest},
+    forwarded::Claims,
     in_flight::Place,
 };
 use crate::{
@@ -60,6 +62,8 @@ pub struct RequestRecord {
 
 struct Line {
     time: SystemTime,
+    /// Who the client is, if trusted proxies say that it is another than who connected.
+    behind: Option<IpAddr>,
     method: Method,
     host: Box<str>,
     target: Option<PathAndQuery>,
@@ -74,7 +78,10 @@ const CLIENT_CLOSED: u16 = 499;
 impl RequestRecord {
     /// Begins the record of a request that just came.
     pub fn new(proxy: &Rc<Proxy>, client: &Rc<Client>, request: &Parts) -> Box<Self> {
-        let line = proxy.access_log.is_some().then(|| Line::new(request));
+        let line = proxy.access_log.is_some().then(|| {
+            let claims = proxy.claims(client, &request.headers);
+            Line::new(request, claims)
+        });
         Box::new(Self {
             proxy: proxy.clone(),
             client: client.clone(),
@@ -193,10 +200,12 @@ impl RequestRecord {
 }
 
 impl Line {
-    fn new(request: &Parts) -> Self {
+    fn new(request: &Parts, claims: Claims<'_>) -> Self {
+        let is_behind = |client: &IpAddr| *client != claims.connection.to_canonical();
         let field = |headers: &HeaderMap, name| headers.get(name).cloned();
         Self {
             time: SystemTime::now(),
+            behind: Some(claims.client()).filter(is_behind),
             method: request.method.clone(),
             host: "".into(),
             target: request.uri.path_and_query().cloned(),
@@ -233,6 +242,7 @@ impl Drop for RequestRecord {
             log.write(&access_log::Record {
                 time: line.time,
                 client: self.client.address(),
+                forwarded_for: line.behind,
                 method: &line.method,
                 host: &line.host,
                 target: line.target.as_ref().map_or("", PathAndQuery::as_str),

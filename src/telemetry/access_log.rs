@@ -8,7 +8,7 @@ mod line;
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
@@ -34,6 +34,8 @@ pub struct Record<'a> {
     pub time: SystemTime,
     /// Who sent it.
     pub client: SocketAddr,
+    /// Who that did so for, as trusted proxies say.
+    pub forwarded_for: Option<IpAddr>,
     /// Its method.
     pub method: &'a Method,
     /// Its canonical host; empty if it had none.
@@ -263,6 +265,7 @@ mod tests {
         Record {
             time: SystemTime::UNIX_EPOCH,
             client: ([127, 0, 0, 1], 1234).into(),
+            forwarded_for: None,
             method: &Method::GET,
             host: "a.test",
             target: "/",

@@ -146,6 +146,7 @@ impl DataPlane {
             access_log,
             trusted,
             admission,
+            forwarded: config.forwarded,
             certificate_fields: certificate_fields(config),
             deny: Arc::new(Deny::new(config.upstream_deny.clone(), own)),
             tls: upstream_tls,

@@ -25,7 +25,7 @@ use super::{
     room::Room,
 };
 use crate::{
-    config::ClientLimits,
+    config::{ClientLimits, ForwardedField},
     descriptors::{self, Descriptors, Episode},
     gate::Question,
     live::Live,
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     pub metrics: Arc<Metrics>,
     pub access_log: Option<AccessLog>,
     pub trusted: Arc<TrustedProxies>,
+    pub forwarded: ForwardedField,
     pub certificate_fields: Arc<[HeaderName]>,
     pub deny: Arc<Deny>,
     pub tls: Arc<UpstreamTls>,
@@ -140,6 +141,7 @@ async fn work(
             metrics: shared.metrics,
             access_log: shared.access_log,
             trusted: shared.trusted.clone(),
+            forwarded: shared.forwarded,
             certificate_fields: shared.certificate_fields,
             in_flight: InFlight::default(),
             loads,

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request,
-    header::{CONTENT_LENGTH, SEC_WEBSOCKET_KEY, TE},
+    header::{CONTENT_LENGTH, FORWARDED, SEC_WEBSOCKET_KEY, TE},
     uri::{Authority, PathAndQuery, Scheme as UriScheme, Uri},
 };
 
@@ -13,6 +13,7 @@ use super::{
     connection_options, expects_body, has_token, replaces, rules_added,
 };
 use crate::{
+    config::ForwardedField,
     proxy::{
         client::ClientCertificate,
         error::Failure,
@@ -138,6 +139,14 @@ impl UpstreamHead<'_> {
                 fields.insert(name, value);
             }
         };
+        if self.tells_by_rfc7239() {
+            let mut value = Vec::with_capacity(64);
+            self.write_rfc7239(&mut value);
+            add(FORWARDED, value);
+        }
+        if self.forwarded == ForwardedField::Instead {
+            return;
+        }
         if !replaces(rules, &X_FORWARDED_FOR) {
             let mut value = Vec::with_capacity(48);
             let known = headers.get_all(X_FORWARDED_FOR);

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     io::Write,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
 
@@ -41,6 +41,7 @@ struct Json<'a> {
     time: SystemTime,
     #[serde(serialize_with = "display")]
     client: SocketAddr,
+    forwarded_for: Option<IpAddr>,
     method: &'a str,
     host: &'a str,
     target: &'a str,
@@ -70,6 +71,7 @@ fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     let json = Json {
         time: record.time,
         client: record.client,
+        forwarded_for: record.forwarded_for,
         method: record.method.as_str(),
         host: record.host,
         target: record.target,
@@ -127,7 +129,8 @@ fn header<S: Serializer>(value: &Option<&HeaderValue>, serializer: S) -> Result<
 
 /// `client - - [time] "METHOD target version" status bytes "referer" "user agent"`
 fn combined(line: &mut Vec<u8>, record: &Record<'_>) {
-    let _ = write!(line, "{} - - [", record.client.ip());
+    let client = record.forwarded_for.unwrap_or_else(|| record.client.ip());
+    let _ = write!(line, "{client} - - [");
     clf_time(line, record.time);
     line.extend_from_slice(b"] \"");
     escape(line, record.method.as_str().as_bytes());
@@ -203,6 +206,7 @@ mod tests {
         Record {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(971_186_136_042),
             client: "[2001:db8::1]:4711".parse().unwrap(),
+            forwarded_for: Some("192.0.2.9".parse().unwrap()),
             method: &Method::POST,
             host: "blog.example.com",
             target: "/a?b=\"c\"",
@@ -238,7 +242,8 @@ mod tests {
         let agent = HeaderValue::from_bytes(b"caf\xe9").unwrap();
         let text = rendered(AccessLogFormat::Json, &record(&referer, &agent));
         let expected = concat!(
-            r#"{"time":"2000-10-10T13:55:36.042Z","client":"[2001:db8::1]:4711","method":"POST","#,
+            r#"{"time":"2000-10-10T13:55:36.042Z","client":"[2001:db8::1]:4711","forwarded_for":"192.0.2.9","#,
+            r#""method":"POST","#,
             r#""host":"blog.example.com","target":"/a?b=\"c\"","version":"HTTP/2.0","status":502,"#,
             r#""reason":"connection_refused","route":"blog.example.com/a","upstream":null,"#,
             r#""request_bytes":7,"response_bytes":31,"duration_ms":12.345,"connect_ms":null,"#,
@@ -255,7 +260,7 @@ mod tests {
         let agent = HeaderValue::from_bytes(b"a\tb\xff").unwrap();
         let text = rendered(AccessLogFormat::Combined, &record(&referer, &agent));
         let expected = concat!(
-            r#"2001:db8::1 - - [10/Oct/2000:13:55:36 +0000] "POST /a?b=\x22c\x22 HTTP/2.0" 502 31 "#,
+            r#"192.0.2.9 - - [10/Oct/2000:13:55:36 +0000] "POST /a?b=\x22c\x22 HTTP/2.0" 502 31 "#,
             r#""http://x/\x22 200 \x5C" "a\x09b\xFF""#,
             "\n"
         );
@@ -267,12 +272,16 @@ mod tests {
         let value = HeaderValue::from_static("");
         let record = Record {
             time: SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+            forwarded_for: None,
             referer: None,
             user_agent: None,
             ..record(&value, &value)
         };
         let text = rendered(AccessLogFormat::Combined, &record);
-        assert!(text.contains("[01/Jan/1970:00:00:00 +0000]"), "{text}");
+        assert!(
+            text.starts_with("2001:db8::1 - - [01/Jan/1970:00:00:00 +0000]"),
+            "{text}"
+        );
         assert!(text.ends_with("\"-\" \"-\"\n"), "{text}");
         rendered(AccessLogFormat::Json, &record);
     }
