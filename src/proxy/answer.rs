@@ -95,6 +95,8 @@ impl Proxy {
                 let far_end = rest.into_socket(&head, handshake, &upstream)?;
                 record.head(head.status);
                 let response = asked.switch(handshake, route, head, far_end, deadline);
+                // Each version grants it in its own way.
+                record.status = response.status().as_u16();
                 return Ok(sticking(response, cookie));
             }
             if handshake.is_connect() && head.status.is_success() {
