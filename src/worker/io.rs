@@ -304,8 +304,9 @@ impl AsyncRead for ClientIo {
                         let _ = this.poll_raw_flush(cx);
                         return Poll::Ready(Ok(()));
                     }
+                    // HTTP/2 has its own way out, by GOAWAY, on which what comes meanwhile is served.
                     Some(Expiry::Idle | Expiry::Room | Expiry::Drain)
-                        if this.state.running() == 0 =>
+                        if this.state.running() == 0 && this.strict.is_some() =>
                     {
                         return Poll::Ready(Ok(()));
                     }
