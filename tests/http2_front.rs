@@ -237,6 +237,38 @@ async fn small_frames_that_wait_to_be_read_cost_no_connection() {
     assert!(answer.is_ok(), "the connection lives on");
 }
 
+/// As at the end of the process: what crosses the first GOAWAY on its way is served.
+#[tokio::test]
+async fn a_request_that_crosses_the_close_of_an_idle_connection_is_served() {
+    let origin = Origin::named("ok").await;
+    let waypost = Waypost::builder()
+        .flag("--idle-timeout", "300ms")
+        .start()
+        .await;
+    waypost.put("a.test", &origin, "").await;
+    let mut wire = Wire::connect(waypost.address()).await;
+    wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let mut client = Frames(wire);
+    client.send(SETTINGS, 0, 0, &[]).await;
+    let first = client.take_kind(GOAWAY).await.unwrap();
+    assert_eq!(first.payload[..4], *b"\x7f\xff\xff\xff");
+    let ping = client.take_kind(PING).await.unwrap();
+    let ends = END_STREAM | END_HEADERS;
+    client.send(HEADERS, ends, 1, &get("/")).await;
+    client.send(PING, 1, 0, &ping.payload).await;
+    let (mut last, mut body) = (None, None);
+    while last.is_none() || body.is_none() {
+        let frame = client.take().await.unwrap();
+        match frame.kind {
+            GOAWAY => last = Some(frame.payload),
+            DATA if !frame.payload.is_empty() => body = Some(frame.payload),
+            _ => {}
+        }
+    }
+    assert_eq!(last.unwrap()[..8], *b"\0\0\0\x01\0\0\0\0");
+    assert_eq!(body.unwrap(), b"ok");
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_its_window_shut_holds_up_nobody() {
     let large = Origin::answering(format!(
@@ -281,15 +313,21 @@ async fn a_client_that_never_opens_its_window_is_given_up() {
         .await;
     waypost.put("a.test", &large, "").await;
     let client = H2Client::connect(waypost.address()).await;
-    let (response, _stream) = client.open(request("GET", "/"), true).await;
-    let mut body = response.await.unwrap().into_body();
-    let told = loop {
-        match body.data().await.expect("no clean end") {
-            Ok(_) => {}
-            Err(error) => break error.reason(),
-        }
-    };
-    assert_eq!(told, Some(Reason::CANCEL));
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        let (response, _stream) = client.open(request("GET", "/"), true).await;
+        bodies.push(response.await.unwrap().into_body());
+    }
+    for mut body in bodies {
+        let told = loop {
+            match body.data().await.expect("no clean end") {
+                Ok(_) => {}
+                Err(error) => break error.reason(),
+            }
+        };
+        assert_eq!(told, Some(Reason::CANCEL));
+    }
+    // One client, one limit.
     let limits = [("limit", "write_timeout")];
     let hits = waypost.metric("waypost_limit_hits_total", &limits).await;
     assert_eq!(hits, 1.0);

@@ -125,6 +125,8 @@ pub struct Client {
     since: Cell<Tick>,
     running: Cell<u32>,
     write_blocked_since: Cell<Option<Tick>>,
+    moved: Cell<u64>,
+    has_stalled: Cell<bool>,
     expired: Cell<Option<Expiry>>,
     waker: RefCell<Option<Waker>>,
     interim: RefCell<BytesMut>,
@@ -161,6 +163,8 @@ impl Client {
             phase: Cell::new(Phase::Opening),
             running: Cell::new(0),
             write_blocked_since: Cell::new(None),
+            moved: Cell::new(0),
+            has_stalled: Cell::new(false),
             expired: Cell::new(None),
             waker: RefCell::new(None),
             interim: RefCell::new(BytesMut::new()),
@@ -399,6 +403,26 @@ impl Client {
             (false, _) => None,
         };
         self.write_blocked_since.set(since);
+    }
+
+    /// Whether it does not take what we write.
+    pub fn is_write_blocked(&self) -> bool {
+        self.write_blocked_since.get().is_some()
+    }
+
+    /// One of its streams had room for so many bytes of a response.
+    pub fn moves(&self, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
+    }
+
+    /// What all of its streams had room for so far, in bytes.
+    pub fn moved(&self) -> u64 {
+        self.moved.get()
+    }
+
+    /// One of its streams got no room for too long; whether it is the first.
+    pub fn stalls(&self) -> bool {
+        !self.has_stalled.replace(true)
     }
 
     /// The interim heads to be written now.

@@ -134,7 +134,7 @@ impl Driver<'_> {
                 closing
             });
             while closing.poll(cx).is_ready() {
-                if client.running() == 0 {
+                if client.unfinished() == 0 {
                     return Poll::Ready(Ok(()));
                 }
                 closing.arm(LINGER);
@@ -206,7 +206,7 @@ async fn serve_stream(
                 Box::pin(upgrade::splice(io, *upgraded, &proxy, socket.client())).await;
             }
         }
-        None => answer(&proxy, &stream, response).await,
+        None => answer(&proxy, &client, &stream, response).await,
     }
 }
 
@@ -217,7 +217,12 @@ fn asks_for_websocket(request: &http::request::Parts) -> bool {
             .is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
 }
 
-async fn answer(proxy: &Rc<Proxy>, stream: &Stream, response: Response<ResponseBody>) {
+async fn answer(
+    proxy: &Rc<Proxy>,
+    client: &Client,
+    stream: &Stream,
+    response: Response<ResponseBody>,
+) {
     let (parts, body) = response.into_parts();
     let mut head = dated(Response::from_parts(parts, ()));
     let ends = body.is_end_stream();
@@ -229,7 +234,7 @@ async fn answer(proxy: &Rc<Proxy>, stream: &Stream, response: Response<ResponseB
     }
     let sending = stream.respond(head, ends);
     if let (false, Ok(sending)) = (ends, sending) {
-        body::send(proxy, body, sending).await;
+        body::send(proxy, client, body, sending).await;
     }
 }
 

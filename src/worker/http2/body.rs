@@ -12,16 +12,22 @@ use h2::{Reason, SendStream};
 use http_body::Body;
 
 use crate::{
-    proxy::{Proxy, body::ResponseBody},
+    proxy::{Proxy, body::ResponseBody, client::Client},
     sweep::Deadline,
     telemetry::metrics::Limit,
     upstream::http2::poll_room,
 };
 
 /// Sends all of it, unless the client resets the stream, or takes nothing for too long.
-pub(super) async fn send(proxy: &Rc<Proxy>, body: ResponseBody, stream: SendStream<Bytes>) {
+pub(super) async fn send(
+    proxy: &Rc<Proxy>,
+    client: &Client,
+    body: ResponseBody,
+    stream: SendStream<Bytes>,
+) {
     let mut sending = Sending {
         proxy,
+        client,
         body,
         stream,
         data: Bytes::new(),
@@ -33,14 +39,25 @@ pub(super) async fn send(proxy: &Rc<Proxy>, body: ResponseBody, stream: SendStre
 
 struct Sending<'p> {
     proxy: &'p Rc<Proxy>,
+    client: &'p Client,
     body: ResponseBody,
     stream: SendStream<Bytes>,
     /// What the windows had no room for yet.
     data: Bytes,
     /// Nothing comes behind `data`.
     is_last: bool,
-    /// Armed while the client takes nothing.
-    stalled: Option<Deadline>,
+    /// While there is no room for it.
+    stalled: Option<Stall>,
+}
+
+/// A stream that gets no room.
+struct Stall {
+    /// When to look whose fault that is.
+    deadline: Deadline,
+    /// What the connection had moved when it was armed last.
+    moved: u64,
+    /// How often it may be armed again.
+    turns: u32,
 }
 
 impl Sending<'_> {
@@ -86,6 +103,7 @@ impl Sending<'_> {
             Poll::Pending => return self.poll_stall(cx),
         };
         self.stalled = None;
+        self.client.moves(room);
         let piece = self.data.split_to(room);
         let ends = self.is_last && self.data.is_empty();
         let sent = self.stream.send_data(piece, ends);
@@ -95,16 +113,34 @@ impl Sending<'_> {
         })
     }
 
-    /// The window is the client's to open, and it has as long as one that does not read from its socket.
+    /// The window is the client's to open, and it has as long as one that does not read from its socket. What the client
+    /// does take may be its siblings' data, though, whose turn it is: then it waits, once for each of them at most.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Way> {
-        let proxy = self.proxy;
+        let (proxy, client) = (self.proxy, self.client);
         let stalled = self.stalled.get_or_insert_with(|| {
-            let stalled = proxy.sweep.deadline();
-            stalled.arm(proxy.limits.body);
-            stalled
+            let deadline = proxy.sweep.deadline();
+            deadline.arm(proxy.limits.body);
+            Stall {
+                deadline,
+                moved: client.moved(),
+                turns: client.running(),
+            }
         });
-        ready!(stalled.poll(cx));
-        proxy.metrics.data_plane.limit_hits.count(Limit::Write);
+        loop {
+            ready!(stalled.deadline.poll(cx));
+            // A socket that takes nothing has a limit of its own, which ends the connection.
+            if !client.is_write_blocked() {
+                if stalled.turns == 0 || stalled.moved == client.moved() {
+                    break;
+                }
+                stalled.turns -= 1;
+            }
+            stalled.moved = client.moved();
+            stalled.deadline.arm(proxy.limits.body);
+        }
+        if client.stalls() {
+            proxy.metrics.data_plane.limit_hits.count(Limit::Write);
+        }
         self.body.stalled();
         self.stream.send_reset(Reason::CANCEL);
         Poll::Ready(Way::Over)
