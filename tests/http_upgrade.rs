@@ -75,6 +75,22 @@ async fn an_upgrade_is_a_stream_of_bytes_both_ways() {
 }
 
 #[tokio::test]
+async fn early_bytes_are_kept_behind_requests_that_came_along() {
+    let (origin, plain) = (echo().await, Origin::named("plain").await);
+    let waypost = in_front_of(&origin).await;
+    waypost.put("b.test", &plain, "").await;
+    let mut client = Wire::connect(waypost.address()).await;
+    let first = "GET / HTTP/1.1\r\nHost: b.test\r\n\r\n";
+    // As HTTP it would be refused.
+    let early = "early\n\0";
+    client.send(format!("{first}{HANDSHAKE}{early}")).await;
+    assert_eq!(client.response("GET").await.text(), "plain");
+    assert_eq!(client.response("GET").await.status(), 101);
+    let echoed = format!("hello{early}");
+    assert_eq!(client.take(echoed.len()).await.unwrap(), echoed.as_bytes());
+}
+
+#[tokio::test]
 async fn either_end_closes_both() {
     let origin = echo().await;
     let waypost = in_front_of(&origin).await;

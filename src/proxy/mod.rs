@@ -37,7 +37,8 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header::CONNECTION,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version,
+    header::{CONNECTION, UPGRADE},
     request::Parts,
 };
 
@@ -134,6 +135,7 @@ impl Proxy {
         stream: Option<&Stream>,
     ) -> Response<ResponseBody> {
         let mut record = RequestRecord::new(self, client, &parts);
+        let has_body = !incoming.is_end();
         let mut response = match self
             .forward(client, &parts, incoming, stream, &mut record)
             .await
@@ -152,7 +154,10 @@ impl Proxy {
             }
         };
         client.settle_interim();
-        client.resume_reading();
+        // It may be a later request, sent along with this one, that reading waits for.
+        if client.is_reading_paused() && !has_body && parts.headers.contains_key(UPGRADE) {
+            client.resume_reading();
+        }
         if parts.version < Version::HTTP_2 {
             // What a passed limit ends is closed behind this answer, so the answer says so.
             let closes =

@@ -241,8 +241,12 @@ impl Head {
             }
             self.length = Some(length);
         } else if let Some(value) = value_of(CODING) {
+            // What a longer line says is known to hyper alone, and it may well be `chunked`.
+            if field.len() >= MAX_KEPT - 1 {
+                return Err(Refused);
+            }
             let is_chunked = self.coding == Coding::None && value.eq_ignore_ascii_case(b"chunked");
-            self.coding = match is_chunked && field.len() < MAX_KEPT - 1 {
+            self.coding = match is_chunked {
                 true => Coding::Chunked,
                 false => Coding::Other,
             };

@@ -284,6 +284,11 @@ const CODINGS: &[(&str, Is)] = &[
     ("chunked", As("hello")),
     ("CHUNKED", As("hello")),
     ("\tchunked ", As("hello")),
+    // More white space than is kept of a line.
+    (
+        "                                                                                                              chunked",
+        Bad,
+    ),
     ("chunked\r\nConnection: transfer-encoding", As("hello")),
     ("gzip, chunked", Status(501)),
     ("identity, chunked", Status(501)),
