@@ -11,17 +11,24 @@ import grpc
 waiting, cancelled = itertools.count(1), itertools.count(1)
 
 
-def wait(context):
+def announce(context):
+    """Before anything is said: a call that is given up may not be gone on with."""
     print("waiting", next(waiting))
+    tell = lambda: print("cancelled", next(cancelled))
+    if not context.add_callback(tell):
+        tell()
+
+
+def wait(context):
     while context.is_active():
         time.sleep(0.01)
-    print("cancelled", next(cancelled))
 
 
 def unary(message, context):
     if message == b"fail":
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, "nein, 100 % grün")
     if message == b"wait":
+        announce(context)
         wait(context)
     asked = [(key, value) for key, value in context.invocation_metadata() if key.startswith("x-")]
     context.send_initial_metadata([(key, value) for key, value in asked if not key.startswith("x-forwarded")])
@@ -35,6 +42,7 @@ def stream(messages, context):
         elif message == b"fail":
             context.abort(grpc.StatusCode.DATA_LOSS, "broken")
         elif message == b"wait":
+            announce(context)
             yield b"waiting"
             wait(context)
             return
