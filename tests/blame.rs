@@ -18,7 +18,7 @@ use crate::support::{
 
 const H2: &str = r#"{"protocol": "h2"}"#;
 const WEBSOCKET: &str = "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: upgrade\r\n\
-                         Upgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
+                         Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 async fn one_worker() -> Waypost {
     Waypost::builder()

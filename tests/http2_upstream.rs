@@ -396,7 +396,7 @@ async fn a_websocket_goes_to_an_upstream_that_can_have_it_or_is_told_why_not() {
     let waypost = one_worker().await;
     waypost.put("a.test", &modern, H2).await;
     let upgrade = "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-                   Sec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
     let answer = ask(waypost.address(), upgrade).await;
     assert_eq!(
         (answer.status(), answer.error()),

@@ -5,7 +5,7 @@
 //! behind it), `Content-Length` beside `Transfer-Encoding` (section 6.1), lengths that no signed integer holds, control
 //! bytes in chunk extensions. All else is hyper's: what passes here has one framing, so that both see the same one.
 //!
-//! For a request it costs some 1 % of what Waypost executes, and nothing for a body of known length.
+//! For a request it costs some 1.7 % of what Waypost executes, and nothing for a body of known length.
 
 use memchr::memchr;
 
