@@ -20,7 +20,7 @@ pub use exchange::{Aborted, Exchange, Terms, exchange};
 pub use pool::{Lease, NoStream, Pools};
 pub(super) use sips::Sips;
 pub use socket::Socket;
-pub use upload::poll_room;
+pub use upload::{poll_room, poll_write};
 
 /// The most streams of one connection at once, whatever the upstream allows.
 const MAX_STREAMS: usize = 100;

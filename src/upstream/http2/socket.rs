@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     incoming::Incoming,
     pool::Lease,
-    upload::{Upload, poll_room},
+    upload::{Upload, poll_write},
 };
 
 /// Both halves of a stream. Dropped before both have ended, it resets the stream.
@@ -70,15 +70,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let stream = self.upload.stream();
-        let Some(room) = ready!(poll_room(stream, buf.len(), cx)) else {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        };
-        let sent = stream.send_data(Bytes::copy_from_slice(&buf[..room]), false);
-        Poll::Ready(sent.map(|()| room).map_err(io::Error::other))
+        poll_write(self.upload.stream(), cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    io,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
 };
@@ -218,6 +219,25 @@ pub fn poll_room(
         }
     }
     Poll::Ready(Some(room.min(wanted)))
+}
+
+/// Writes of these bytes what the windows have room for, and says how many that are.
+///
+/// # Errors
+/// The stream was reset, or the connection has ended.
+pub fn poll_write(
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    if bytes.is_empty() {
+        return Poll::Ready(Ok(0));
+    }
+    let Some(room) = ready!(poll_room(stream, bytes.len(), cx)) else {
+        return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+    };
+    let sent = stream.send_data(Bytes::copy_from_slice(&bytes[..room]), false);
+    Poll::Ready(sent.map(|()| room).map_err(io::Error::other))
 }
 
 /// Who sends the rest of a request beside its response.

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::upstream::http2::poll_room;
+use crate::upstream::http2::poll_write;
 
 /// The client's end. Dropped before both halves have ended, it resets the stream.
 pub(super) struct Socket {
@@ -59,15 +59,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let Some(room) = ready!(poll_room(&mut self.sending, buf.len(), cx)) else {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        };
-        let piece = Bytes::copy_from_slice(&buf[..room]);
-        let sent = self.sending.send_data(piece, false);
-        Poll::Ready(sent.map(|()| room).map_err(io::Error::other))
+        poll_write(&mut self.sending, cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
