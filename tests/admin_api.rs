@@ -99,6 +99,7 @@ async fn routes_are_paged_without_gaps() {
         ("role", json!("serving")),
         ("protocol", json!("http1")),
         ("tls", json!(false)),
+        ("proxy_protocol", json!(null)),
         ("resolved", json!(true)),
     ] {
         assert_eq!(route["members"][0][field], expected, "{field} in {route}");

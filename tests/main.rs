@@ -95,6 +95,7 @@ mod start_up;
 mod support;
 mod torn_reads;
 mod upstream_pools;
+mod upstream_proxy_protocol;
 mod upstream_state;
 mod upstream_tls;
 mod websockets;

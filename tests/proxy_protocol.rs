@@ -1,9 +1,6 @@
 //! The PROXY protocol in front of Waypost: who the client is, and who may say so.
 
-use std::net::SocketAddr;
-
 use serde_json::Value;
-use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
     http::Wire,
@@ -221,7 +218,7 @@ async fn haproxy_in_front_names_its_clients() {
                 "listen front\n  mode tcp\n  bind LISTEN\n  server waypost {address} {version}"
             ))
             .await;
-            let mut wire = Wire::tcp(from_here([127, 66, 0, 9], haproxy.address()).await);
+            let mut wire = Wire::connect_from([127, 66, 0, 9], haproxy.address()).await;
             if index == 1 {
                 wire = wire.over_tls(authority.client_config(&[]), "a.test").await;
             }
@@ -298,13 +295,6 @@ async fn curl_says_who_it_is_over_either_protocol() {
 
 fn url_port(url: &str) -> &str {
     url.trim_end_matches('/').rsplit(':').next().unwrap()
-}
-
-/// A connection whose client has this address of loopback.
-async fn from_here(client: [u8; 4], address: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::from((client, 0))).unwrap();
-    socket.connect(address).await.unwrap()
 }
 
 #[tokio::test]

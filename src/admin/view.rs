@@ -10,7 +10,7 @@ use crate::{
     moment::Moment,
     route::{Member, Revision, Role, Route, settings::Balance},
     telemetry::metrics::{Observed, UpstreamMetrics},
-    upstream::{Endpoint, Protocol, dial::Deny, load::Loads},
+    upstream::{Endpoint, Protocol, ProxyProtocol, dial::Deny, load::Loads},
 };
 
 /// What a view needs beside the route: what flags add to what keys say, and what runs.
@@ -76,6 +76,8 @@ pub(super) struct MemberView {
     role: Role,
     protocol: &'static str,
     tls: bool,
+    /// The version of the PROXY header that it gets; null if none.
+    proxy_protocol: Option<&'static str>,
     /// Whether there is an address to dial.
     resolved: bool,
     /// Whether `--upstream-deny`, or being our own admin address, keeps it from being dialled.
@@ -152,6 +154,7 @@ impl MemberView {
                 Protocol::H2 => "h2",
             },
             tls: identity.tls.is_some(),
+            proxy_protocol: identity.proxy_protocol.map(ProxyProtocol::name),
             resolved: member.is_resolved(),
             denied: state == State::Denied,
             state,

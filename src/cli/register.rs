@@ -175,8 +175,8 @@ impl Register {
             Some(host) => host.to_owned(),
             None => address.to_string(),
         };
-        let tls = UpstreamOptions::parse(leased.value.as_bytes())?.tls;
-        Probe::of_path(address, path.clone(), &host, tls).map(Some)
+        let options = UpstreamOptions::parse(leased.value.as_bytes())?;
+        Probe::of_path(address, path.clone(), &host, options).map(Some)
     }
 }
 

@@ -108,7 +108,7 @@ impl Journey<'_> {
         let proxy = self.proxy;
         let (method, on) = (&self.request.method, &self.route.settings.retries.on);
         let pooled = match from {
-            From::Pool => proxy.pools.take(upstream),
+            From::Pool => self.pooled(upstream),
             From::Dial => None,
         };
         let (connection, age) = match pooled {

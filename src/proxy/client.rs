@@ -1,5 +1,7 @@
 //! One client connection as its requests see it: who it is, what it is doing, and what limits apply.
 
+mod upstreams;
+
 use std::{
     cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
@@ -22,6 +24,7 @@ use crate::{
     config::ClientLimits,
     sweep::{Sweep, Tick},
     telemetry::metrics::Limit,
+    upstream::pool::Owner,
 };
 
 /// The field that tells upstreams of a client's certificate.
@@ -113,6 +116,8 @@ pub enum Loss {
 /// What the stream, the requests on it, the sweep and the driver of one connection share.
 pub struct Client {
     address: Cell<SocketAddr>,
+    destination: Cell<Option<SocketAddr>>,
+    owner: OnceCell<Owner>,
     address_text: OnceCell<Box<str>>,
     is_somebody: Cell<bool>,
     sender: OnceCell<Sender>,
@@ -150,6 +155,8 @@ impl Client {
     pub fn new(address: SocketAddr, tls: bool, sweep: Rc<Sweep>) -> Rc<Self> {
         Rc::new(Self {
             address: Cell::new(address),
+            destination: Cell::new(None),
+            owner: OnceCell::new(),
             address_text: OnceCell::new(),
             is_somebody: Cell::new(false),
             sender: OnceCell::new(),
@@ -192,9 +199,10 @@ impl Client {
         self.address_text.get_or_init(text)
     }
 
-    /// Who connected did so for a client that is here. To be said before its first request.
-    pub fn is_at(&self, address: SocketAddr) {
+    /// Who connected did so for a client that is here, and came to that address. To be said before its first request.
+    pub fn is_at(&self, address: SocketAddr, destination: SocketAddr) {
         self.address.set(address);
+        self.came_to(destination);
     }
 
     /// Who connected did so for a client that it can't name.

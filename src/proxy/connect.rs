@@ -21,6 +21,15 @@ use crate::{
 };
 
 impl Journey<'_> {
+    /// An idle connection that may carry the request, if there is one.
+    pub(super) fn pooled(&self, upstream: &Upstream) -> Option<Connection> {
+        let pools = &self.proxy.pools;
+        match upstream.identity.proxy_protocol {
+            None => pools.take(upstream),
+            Some(_) => pools.take_own(upstream, self.client.owner()?),
+        }
+    }
+
     /// A new connection, within `timeouts.connect`; or one that came free while its turn to dial was waited for.
     pub(super) async fn connect(
         &self,
@@ -32,9 +41,10 @@ impl Journey<'_> {
         let begun = Instant::now();
         let patience = self.route.settings.timeouts.connect;
         deadline.arm(patience);
+        let speaks_for_one = upstream.identity.proxy_protocol.is_some();
         let wants = match from {
-            From::Pool => Wants::Any,
-            From::Dial => Wants::New,
+            From::Pool if !speaks_for_one => Wants::Any,
+            From::Pool | From::Dial => Wants::New,
         };
         record.waits();
         let granted = deadline
@@ -53,11 +63,15 @@ impl Journey<'_> {
                 return Err((Failure::no_turn(&upstream.name), Attempt::Dial));
             }
         };
-        let dialled = deadline.limit(self.proxy.dialler.dial(upstream)).await;
+        let dialling = self.proxy.dialler.dial(upstream, self.client.origin());
+        let dialled = deadline.limit(dialling).await;
         deadline.disarm();
         match dialled {
             Some(Ok(connection)) => {
                 self.proxy.pools.begin_life(upstream, &connection);
+                if speaks_for_one {
+                    connection.belongs_to(self.client.becomes_owner().clone());
+                }
                 record.connected(begun);
                 Ok((connection, Age::Fresh))
             }

@@ -85,6 +85,7 @@ impl Failure {
                 }
                 _ => (StatusCode::BAD_GATEWAY, "connection_refused"),
             },
+            DialError::Header(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
             DialError::NoHttp2 => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
             DialError::Http2(_) => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
             DialError::TlsOptions(_) => (StatusCode::BAD_GATEWAY, "proxy_configuration_error"),

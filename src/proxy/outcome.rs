@@ -73,7 +73,7 @@ pub(super) fn of_dial(error: &DialError) -> Option<Fault> {
         // There is nobody yet to be at fault, and what its key's files lack is on this machine.
         DialError::Unresolved | DialError::TlsOptions(_) => None,
         DialError::Connect(_) => (!error.is_ours()).then_some(Fault::Connect),
-        DialError::Denied | DialError::Own => Some(Fault::Connect),
+        DialError::Denied | DialError::Own | DialError::Header(_) => Some(Fault::Connect),
         DialError::Handshake(_) => Some(Fault::Tls),
         DialError::NoHttp2 | DialError::Http2(_) => Some(Fault::Malformed),
     }
@@ -149,6 +149,9 @@ mod tests {
             let fault = connect(Error::from_raw_os_error(code));
             assert_eq!(fault, Some(Fault::Connect), "{code}");
         }
+        // Whatever the kernel says of it: it was connected.
+        let header = DialError::Header(Error::from_raw_os_error(32));
+        assert_eq!(of_dial(&header), Some(Fault::Connect));
         assert_eq!(of_dial(&DialError::Unresolved), None);
         let no_roots = TlsError::NoSystemRoots("none found".into());
         assert_eq!(of_dial(&DialError::TlsOptions(no_roots)), None);

@@ -163,7 +163,10 @@ pub fn of_dial(error: &DialError) -> Attempt<'static> {
         // The kernel gave up on it.
         DialError::Connect(error) if error.kind() == ErrorKind::TimedOut => Attempt::Dial,
         DialError::Connect(_) => Attempt::Refused,
-        DialError::Handshake(_) | DialError::NoHttp2 | DialError::Http2(_) => Attempt::Dial,
+        DialError::Header(_)
+        | DialError::Handshake(_)
+        | DialError::NoHttp2
+        | DialError::Http2(_) => Attempt::Dial,
     }
 }
 
@@ -349,6 +352,7 @@ mod tests {
         let ended = || Error::from(ErrorKind::UnexpectedEof);
         for error in [
             DialError::Connect(Error::from(ErrorKind::TimedOut)),
+            DialError::Header(ended()),
             DialError::Handshake(ended()),
             DialError::Http2(ended()),
             DialError::NoHttp2,

@@ -11,7 +11,7 @@ use super::{
     Role,
     json::{from_json, is_json_object},
 };
-use crate::upstream::{PoolOptions, Protocol, TlsOptions};
+use crate::upstream::{PoolOptions, Protocol, ProxyProtocol, TlsOptions};
 
 /// Longest value we take, of an upstream or of settings, in bytes.
 pub(super) const MAX_VALUE: usize = 64 * 1024;
@@ -31,6 +31,8 @@ pub struct UpstreamOptions {
     pub protocol: Protocol,
     /// How its connections are kept; `None`: by the defaults.
     pub pool: Option<Arc<PoolOptions>>,
+    /// The header that tells it of clients; `None`: none.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl Default for UpstreamOptions {
@@ -42,6 +44,7 @@ impl Default for UpstreamOptions {
             tls: None,
             protocol: Protocol::Http1,
             pool: None,
+            proxy_protocol: None,
         }
     }
 }

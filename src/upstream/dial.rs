@@ -11,13 +11,17 @@ use std::{
 use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub(super) use self::race::Alternative;
 use super::{
     Endpoint, Protocol, Upstream,
     http1::Connection,
+    proxy_protocol::Origin,
     tls::{TlsError, UpstreamTls},
     transport::Transport,
 };
@@ -55,6 +59,9 @@ pub enum DialError {
     /// The connect failed.
     #[error("connecting failed: {0}")]
     Connect(#[source] io::Error),
+    /// It was connected, and then the PROXY header could not be sent.
+    #[error("sending the PROXY header failed: {0}")]
+    Header(#[source] io::Error),
     /// The TLS options are unusable.
     #[error(transparent)]
     TlsOptions(#[from] TlsError),
@@ -155,24 +162,30 @@ impl Dialler {
         }
     }
 
-    /// A new connection for HTTP/1.1. Takes as long as it takes: the caller bounds it.
-    pub async fn dial(&self, upstream: &Upstream) -> Result<Connection, DialError> {
+    /// A new connection for HTTP/1.1, for requests of this origin. Takes as long as it takes: the caller bounds it.
+    pub async fn dial(&self, upstream: &Upstream, origin: Origin) -> Result<Connection, DialError> {
         upstream.metrics.connects.inc();
-        self.connect(upstream).await.map(Connection::new)
+        self.connect(upstream, origin).await.map(Connection::new)
     }
 
     /// A new stream, on which the upstream expects its protocol; it counts as nobody's connection. Takes as long as it
     /// takes: the caller bounds it.
-    pub async fn connect(&self, upstream: &Upstream) -> Result<Transport, DialError> {
+    pub async fn connect(
+        &self,
+        upstream: &Upstream,
+        origin: Origin,
+    ) -> Result<Transport, DialError> {
         let transport = match &upstream.identity.endpoint {
             Endpoint::Unresolved(..) => return Err(DialError::Unresolved),
-            Endpoint::Unix(path) => Transport::Unix(
-                self.open(|| UnixStream::connect(path))
-                    .await
-                    .map_err(DialError::Connect)?,
-            ),
+            Endpoint::Unix(path) => {
+                let stream = self.open(|| UnixStream::connect(path)).await;
+                let mut stream = stream.map_err(DialError::Connect)?;
+                introduce(&mut stream, upstream, origin).await?;
+                Transport::Unix(stream)
+            }
             Endpoint::Tcp { address, .. } => {
-                let stream = self.connect_either(upstream, *address).await?;
+                let mut stream = self.connect_either(upstream, *address).await?;
+                introduce(&mut stream, upstream, origin).await?;
                 match &upstream.identity.tls {
                     None => Transport::Tcp(stream),
                     Some(options) => {
@@ -203,6 +216,20 @@ impl Dialler {
     }
 }
 
+/// Tells the upstream whose connection it is, if it is to be told: before TLS, as whoever is told need not be who ends
+/// that. Nothing was sent before, so the kernel has room for all of it.
+async fn introduce(
+    stream: &mut (impl AsyncWrite + Unpin),
+    upstream: &Upstream,
+    origin: Origin,
+) -> Result<(), DialError> {
+    let Some(version) = upstream.identity.proxy_protocol else {
+        return Ok(());
+    };
+    let header = version.header(origin);
+    stream.write_all(&header).await.map_err(DialError::Header)
+}
+
 /// A handshake that ends with HTTP/2 chosen, or not at all.
 async fn handshake_http2(
     connector: TlsConnector,
@@ -228,6 +255,27 @@ async fn handshake_http2(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_header_that_is_not_taken_is_no_connection() {
+        use crate::upstream::{Identity, ProxyProtocol, testing};
+        let upstream = |proxy_protocol| {
+            testing::alone(&Identity {
+                proxy_protocol,
+                ..testing::plain(Endpoint::Unix("/nowhere".into()))
+            })
+        };
+        for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+            let (mut near, far) = UnixStream::pair().expect("a pair of sockets");
+            drop(far);
+            let said = introduce(&mut near, &upstream(Some(version)), Origin::Unknown).await;
+            let error = said.expect_err("nobody takes it");
+            assert!(matches!(error, DialError::Header(_)), "{error}");
+            assert!(!error.is_ours());
+            let said = introduce(&mut near, &upstream(None), Origin::Unknown).await;
+            assert!(said.is_ok(), "there was nothing to say");
+        }
+    }
 
     #[test]
     fn denied_networks_and_the_admin_address_are_not_dialled() {

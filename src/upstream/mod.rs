@@ -15,6 +15,7 @@ pub mod http2;
 pub mod limit;
 pub mod load;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod request_body;
 pub mod standing;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use arc_swap::ArcSwapOption;
 use dial::Alternative;
 use ejection::Ejection;
 pub use pool::PoolOptions;
+pub use proxy_protocol::ProxyProtocol;
 
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
@@ -51,6 +53,8 @@ pub struct Identity {
     pub protocol: Protocol,
     /// How its connections are kept, if its key says other than the defaults.
     pub pool: Option<Arc<PoolOptions>>,
+    /// The header that tells it of clients, if its key asks for one. Then each connection speaks for one client.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// `"tls"` of an upstream's value.

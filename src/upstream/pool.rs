@@ -1,6 +1,7 @@
 //! The idle connections of one worker, by upstream, and who may open more.
 
 mod dials;
+mod own;
 mod share;
 
 use std::{
@@ -13,7 +14,10 @@ use std::{
 use rand::RngExt;
 
 use self::dials::Dials;
-pub use self::dials::{DialPlace, Granted, Wants};
+pub use self::{
+    dials::{DialPlace, Granted, Wants},
+    own::Owner,
+};
 use super::{Slot, Upstream, http1::Connection};
 use crate::{
     sweep::{NEVER, Sweep, Tick},
@@ -96,6 +100,8 @@ struct Pool {
 
 struct Idle {
     connection: Connection,
+    /// For whom it speaks, if not for anybody.
+    owner: Option<Owner>,
     since: Tick,
     until: Tick,
 }
@@ -140,7 +146,8 @@ impl Pools {
         keep_alive: Option<Duration>,
     ) {
         let patience = upstream.pool_options().patience(keep_alive);
-        if patience.is_zero() {
+        let owner = connection.owner();
+        if patience.is_zero() || owner.as_ref().is_some_and(Owner::has_left) {
             return;
         }
         let since = self.sweep.now();
@@ -149,6 +156,7 @@ impl Pools {
             until: until.min(connection.ends()),
             since,
             connection,
+            owner,
         };
         if idle.until > since {
             self.slots.borrow_mut().keep(upstream, idle);
@@ -227,8 +235,11 @@ impl Pool {
         }
     }
 
-    /// For a request that waits, else for the next one, if there are not `most` already; whether it lies idle now.
+    /// For a request that waits, else for the next one, if there are not `most` already; whether there is one more now.
     fn keep(&mut self, idle: Idle, most: usize) -> bool {
+        if idle.owner.is_some() {
+            return self.keep_own(idle, most);
+        }
         if self.idle.len() < most
             && let Some(idle) = self.dials.offer(idle)
         {

@@ -20,6 +20,7 @@ pub fn plain(endpoint: Endpoint) -> Identity {
         tls: None,
         protocol: Protocol::Http1,
         pool: None,
+        proxy_protocol: None,
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
     admission::{self, Admitted, Speaks},
     http2,
     io::{ClientIo, ClientStream},
-    proxy_protocol::{self, Origin},
+    proxy_protocol,
     refusals::{Refusal, Refusals},
     tls::refused_certificate,
 };
@@ -36,7 +36,7 @@ use crate::{
         upgrade,
     },
     telemetry::metrics::Limit,
-    upstream::request_body::incoming::Incoming,
+    upstream::{proxy_protocol::Origin, request_body::incoming::Incoming},
 };
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 section 3.4).
@@ -99,6 +99,9 @@ pub async fn serve(
     } = arrival;
     // Small answers must not wait for the acknowledgement of earlier ones.
     let _ = stream.set_nodelay(true);
+    if let Some(destination) = opening.destination(&stream) {
+        client.came_to(destination);
+    }
     let opened = until_expired(client, open(proxy, client, stream, opening, &admitted)).await;
     let (stream, replay, protocol) = match opened {
         Some(Ok(opened)) => opened,
@@ -209,7 +212,10 @@ async fn introduce(proxy: &Proxy, client: &Client, stream: &mut TcpStream) -> Re
     match header.origin {
         Origin::Local => {}
         Origin::Unknown => client.is_somebody(),
-        Origin::Client { source, .. } => client.is_at(source),
+        Origin::Client {
+            source,
+            destination,
+        } => client.is_at(source, destination),
     }
     Ok(())
 }

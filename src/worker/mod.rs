@@ -24,7 +24,10 @@ use std::{
 
 use anyhow::Context;
 use http::HeaderName;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    net::TcpStream,
+    sync::{oneshot, watch},
+};
 
 use self::{admission::Admission, thread::Shared, tls::TlsStore};
 use crate::{
@@ -82,10 +85,22 @@ struct Accepting {
 /// What comes before a client's first request.
 #[derive(Clone)]
 struct Opening {
+    /// Where the listener is.
+    address: SocketAddr,
     /// A PROXY header.
     proxy_protocol: bool,
     /// Then a TLS handshake.
     tls: Option<Arc<TlsStore>>,
+}
+
+impl Opening {
+    /// Which address of ours a client came to. Where the listener has them all its connection knows.
+    fn destination(&self, stream: &TcpStream) -> Option<SocketAddr> {
+        match self.address.ip().is_unspecified() {
+            true => stream.local_addr().ok(),
+            false => Some(self.address),
+        }
+    }
 }
 
 /// How long WebSockets may take to leave: longer than each of them is given.
@@ -156,8 +171,9 @@ impl DataPlane {
             descriptors,
         };
         let mut by_worker: Vec<Vec<Accepting>> = (0..config.workers).map(|_| Vec::new()).collect();
-        let openings = config.listeners.iter().zip(&certificates);
-        let openings = openings.map(|(listener, store)| Opening {
+        let openings = config.listeners.iter().zip(&addresses).zip(&certificates);
+        let openings = openings.map(|((listener, address), store)| Opening {
+            address: *address,
             proxy_protocol: listener.proxy_protocol,
             tls: store.clone(),
         });

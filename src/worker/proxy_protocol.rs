@@ -13,6 +13,8 @@ use std::{
 
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
+use crate::upstream::proxy_protocol::Origin;
+
 /// The longest header of version 1, its CRLF included.
 const MAX_V1: usize = 107;
 /// The longest of version 2 that is taken, of the 64 KiB it could have: as much as HAProxy takes. Certificates of clients
@@ -42,22 +44,6 @@ pub struct Header {
     pub length: usize,
     /// What it says.
     pub origin: Origin,
-}
-
-/// Whose connection it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// That of the load balancer itself, such as a health check: `LOCAL`.
-    Local,
-    /// That of somebody who has no address that could be said: `UNKNOWN`, `UNSPEC`, a Unix socket, datagrams.
-    Unknown,
-    /// A client's.
-    Client {
-        /// Who connected to the load balancer.
-        source: SocketAddr,
-        /// Where.
-        destination: SocketAddr,
-    },
 }
 
 /// Why bytes are no header.

@@ -349,6 +349,9 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         // An upgrade that nobody took over holds its request's record, and that the client: neither would ever end.
         drop(self.client.take_upgrade());
+        if let Some(owner) = self.client.owner() {
+            self.local.proxy.pools.leave(owner);
+        }
         self.local.connections.borrow_mut().remove(self.key);
         self.local.proxy.metrics.data_plane.connections.dec();
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use socket2::{SockRef, Socket};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf, split},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -134,6 +134,27 @@ impl Wire {
         let stream = TcpStream::connect(address).await.expect("it accepts");
         stream.set_nodelay(true).expect("a socket");
         Self::tcp(stream)
+    }
+
+    /// The same, from this address of this machine.
+    pub async fn connect_from(client: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        };
+        let socket = socket.expect("a socket");
+        let client = SocketAddr::new(client.into(), 0);
+        socket.bind(client).expect("an address of ours");
+        let stream = socket.connect(address).await.expect("it accepts");
+        stream.set_nodelay(true).expect("a socket");
+        Self::tcp(stream)
+    }
+
+    /// Its own end.
+    pub fn near(&self) -> SocketAddr {
+        let socket = self.socket.as_ref().expect("a TCP connection");
+        let address = socket.local_addr().expect("a socket").as_socket();
+        address.expect("an IP address")
     }
 
     /// Over TCP.

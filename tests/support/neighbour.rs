@@ -24,6 +24,20 @@ impl Neighbour {
         Self::start("haproxy", &config, &["-db", "-f", "CONFIG"]).await
     }
 
+    /// nginx with this server, in which `LISTEN` is where it is to listen.
+    pub async fn nginx(server: &str) -> Self {
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("  {kind}_temp_path DIR/{kind};\n"))
+            .concat();
+        // One process, which ends with us.
+        let config = format!(
+            "daemon off;\nmaster_process off;\npid DIR/pid;\nerror_log stderr warn;\nevents {{}}\n\
+             http {{\n  access_log off;\n{temporary}  server {{\n{server}\n  }}\n}}\n"
+        );
+        let arguments = ["-p", "DIR", "-e", "stderr", "-c", "CONFIG"];
+        Self::start("nginx", &config, &arguments).await
+    }
+
     async fn start(program: &str, config: &str, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         // Loopback has 16 million addresses: whoever else looks for a free port looks elsewhere.

@@ -191,7 +191,14 @@ impl Keys<'_> {
         }
         let mut first: HashMap<_, &[u8]> = HashMap::new();
         for (key, address, options) in &self.upstreams {
-            let identity = (address, &options.tls, options.protocol, &options.pool);
+            let UpstreamOptions {
+                tls,
+                protocol,
+                pool,
+                proxy_protocol,
+                ..
+            } = options;
+            let identity = (address, tls, protocol, pool, proxy_protocol);
             match first.get(&identity) {
                 Some(by) => shadowed(key, by, "the same upstream of the same route"),
                 None => {

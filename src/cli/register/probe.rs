@@ -1,6 +1,6 @@
 //! Whether a service answers already: its port takes connections, or a path of it answers well.
 
-use std::{io, net::SocketAddr, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, pin::pin, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -10,14 +10,20 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     time::{self, Instant},
 };
 use tokio_rustls::TlsConnector;
 use tracing::{info, warn};
 
-use crate::upstream::{Address, ClientFiles, Endpoint, TlsOptions, tls::UpstreamTls};
+use crate::{
+    route::value::UpstreamOptions,
+    upstream::{
+        Address, ClientFiles, Endpoint, ProxyProtocol, TlsOptions, proxy_protocol::Origin,
+        tls::UpstreamTls,
+    },
+};
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +42,7 @@ pub(super) struct Probe {
 struct Http {
     path: PathAndQuery,
     host: HeaderValue,
+    proxy_protocol: Option<ProxyProtocol>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
@@ -48,8 +55,8 @@ impl Probe {
         }
     }
 
-    /// Asks for a path with this `Host`, over TLS if the upstream's options say so. Whose certificate it is is for
-    /// the instances to judge, who have the authorities: here any will do.
+    /// Asks for a path with this `Host`, behind a PROXY header and over TLS if the upstream's options say so. Whose
+    /// certificate it is is for the instances to judge, who have the authorities: here any will do.
     ///
     /// # Errors
     ///
@@ -58,10 +65,10 @@ impl Probe {
         address: Address,
         path: PathAndQuery,
         host: &str,
-        tls: Option<Arc<TlsOptions>>,
+        upstream: UpstreamOptions,
     ) -> Result<Self> {
         let host = HeaderValue::from_str(host).with_context(|| format!("HOST {host}"))?;
-        let tls = match tls {
+        let tls = match upstream.tls {
             Some(options) => {
                 let options = TlsOptions {
                     ca: None,
@@ -74,7 +81,12 @@ impl Probe {
             }
             None => None,
         };
-        let http = Some(Http { path, host, tls });
+        let http = Some(Http {
+            path,
+            host,
+            proxy_protocol: upstream.proxy_protocol,
+            tls,
+        });
         Ok(Self { address, http })
     }
 
@@ -112,13 +124,16 @@ impl Probe {
         }
     }
 
-    async fn ask_over<S>(&self, stream: S) -> Result<()>
+    async fn ask_over<S>(&self, mut stream: S) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(http) = &self.http else {
             return Ok(());
         };
+        if let Some(version) = http.proxy_protocol {
+            stream.write_all(&version.header(Origin::Local)).await?;
+        }
         match &http.tls {
             Some((connector, name)) => {
                 http.ask_over(connector.connect(name.clone(), stream).await?)
@@ -191,10 +206,7 @@ fn are_here(files: &ClientFiles) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
+    use tokio::{io::AsyncReadExt, net::TcpListener};
 
     use super::*;
 
@@ -213,7 +225,7 @@ mod tests {
         };
         let service = tokio::spawn(service);
         let path = "/healthz".parse().unwrap();
-        let probe = Probe::of_path(address, path, "a.test", None).unwrap();
+        let probe = Probe::of_path(address, path, "a.test", UpstreamOptions::default()).unwrap();
         let asked = time::timeout(PATIENCE, probe.ask()).await;
         service.await.unwrap();
         asked.expect("in time")
@@ -240,6 +252,29 @@ mod tests {
                 assert!(asked.is_ok(), "{answer:?}: {asked:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn who_wants_a_header_gets_one_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        let service = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heard = Vec::new();
+            while !heard.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0);
+            }
+            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await.unwrap();
+            heard
+        });
+        let value = br#"{"proxy_protocol": "v1"}"#;
+        let options = UpstreamOptions::parse(value).unwrap();
+        let path = "/healthz".parse().unwrap();
+        let probe = Probe::of_path(address, path, "a.test", options).unwrap();
+        probe.ask().await.unwrap();
+        let heard = service.await.unwrap();
+        let expected = b"PROXY UNKNOWN\r\nGET /healthz HTTP/1.1\r\n";
+        assert!(heard.starts_with(expected), "{}", heard.escape_ascii());
     }
 
     #[tokio::test]

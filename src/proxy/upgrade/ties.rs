@@ -115,7 +115,11 @@ fn same_member(route: &Route, member: &Member) -> Option<usize> {
         .take_while(|other| other.key.key == member.key.key);
     let dialled = |member: &Member| {
         let identity = &member.upstream.identity;
-        (identity.tls.clone(), identity.protocol)
+        (
+            identity.tls.clone(),
+            identity.protocol,
+            identity.proxy_protocol,
+        )
     };
     let is_same = |other: &Member| {
         Arc::ptr_eq(&other.upstream, &member.upstream) || dialled(other) == dialled(member)

@@ -122,6 +122,22 @@ fn the_protocol_is_http1_unless_the_value_says_otherwise() {
 }
 
 #[test]
+fn a_proxy_header_is_asked_for_by_its_version() {
+    for (value, expected) in [
+        ("{}", None),
+        (r#"{"proxy_protocol": null, "protocol": "h2"}"#, None),
+        (r#"{"proxy_protocol": "v1"}"#, Some(ProxyProtocol::V1)),
+        (
+            r#"{"proxy_protocol": "v2", "protocol": "http1", "tls": true}"#,
+            Some(ProxyProtocol::V2),
+        ),
+    ] {
+        let options = UpstreamOptions::parse(value.as_bytes()).expect(value);
+        assert_eq!(options.proxy_protocol, expected, "{value}");
+    }
+}
+
+#[test]
 fn pool_options_are_read_and_the_defaults_are_none() {
     let default = PoolOptions::default();
     for (value, expected) in [
@@ -167,7 +183,7 @@ fn bad_options_are_rejected_by_name() {
         ),
         (
             r#"{"wieght": 5}"#,
-            "unknown field `wieght`, expected one of `weight`, `tls`, `protocol`, `pool`, `backup`, `drain`, `max_requests` at line 1",
+            "unknown field `wieght`, expected one of `weight`, `tls`, `protocol`, `pool`, `proxy_protocol`, `backup`, `drain`, `max_requests` at line 1",
         ),
         (r#"{"weight": 1, "weight": 2}"#, "duplicate field `weight`"),
         (
@@ -234,6 +250,18 @@ fn bad_options_are_rejected_by_name() {
         (
             r#"{"protocol": 2}"#,
             "protocol: invalid type: integer `2`, expected \"http1\" or \"h2\"",
+        ),
+        (
+            r#"{"proxy_protocol": "v3"}"#,
+            "proxy_protocol: unknown variant `v3`, expected `v1` or `v2` at line 1",
+        ),
+        (
+            r#"{"proxy_protocol": true}"#,
+            "proxy_protocol: invalid type: boolean `true`, expected \"v1\" or \"v2\"",
+        ),
+        (
+            r#"{"proxy_protocol": "v2", "protocol": "h2"}"#,
+            "proxy_protocol: it tells of one client, and with \"protocol\": \"h2\" many share a connection",
         ),
         (
             r#"{"max_requests": 0}"#,

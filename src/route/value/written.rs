@@ -11,7 +11,7 @@ use crate::{
         json::optional_object,
         settings::{Count, IdleSpan, Span, Word, Words},
     },
-    upstream::{ClientFiles, PoolOptions, Protocol, TlsOptions},
+    upstream::{ClientFiles, PoolOptions, Protocol, ProxyProtocol, TlsOptions},
 };
 
 const MAX_WEIGHT: u32 = 65_535;
@@ -28,6 +28,8 @@ pub(super) struct Written {
     #[serde(default, deserialize_with = "optional_object")]
     pool: Option<WrittenPool>,
     #[serde(default)]
+    proxy_protocol: Option<Word<ProxyProtocol>>,
+    #[serde(default)]
     backup: Option<bool>,
     #[serde(default)]
     drain: Option<bool>,
@@ -37,6 +39,14 @@ pub(super) struct Written {
 
 impl Written {
     pub(super) fn finish(self) -> Result<UpstreamOptions, BadValue> {
+        let protocol = self.protocol.map(|protocol| protocol.0).unwrap_or_default();
+        let proxy_protocol = self.proxy_protocol.map(|version| version.0);
+        if proxy_protocol.is_some() && protocol == Protocol::H2 {
+            return Err(BadValue::field(
+                "proxy_protocol",
+                "it tells of one client, and with \"protocol\": \"h2\" many share a connection; leave one of the two out",
+            ));
+        }
         Ok(UpstreamOptions {
             weight: self.weight.map_or(1, |weight| weight.0),
             role: match (self.drain, self.backup) {
@@ -50,14 +60,19 @@ impl Written {
                 Some(WrittenTls::Switch(true)) => Some(Arc::default()),
                 Some(WrittenTls::Options(options)) => Some(Arc::new(options.finish()?)),
             },
-            protocol: self.protocol.map(|protocol| protocol.0).unwrap_or_default(),
+            protocol,
             pool: self.pool.and_then(WrittenPool::finish),
+            proxy_protocol,
         })
     }
 }
 
 impl Words for Protocol {
     const WORDS: &'static str = r#""http1" or "h2""#;
+}
+
+impl Words for ProxyProtocol {
+    const WORDS: &'static str = r#""v1" or "v2""#;
 }
 
 enum WrittenTls {

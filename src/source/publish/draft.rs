@@ -88,6 +88,7 @@ impl Draft {
                         tls: member.upstream.identity.tls.clone(),
                         protocol: member.upstream.identity.protocol,
                         pool: member.upstream.identity.pool.clone(),
+                        proxy_protocol: member.upstream.identity.proxy_protocol,
                     },
                     mod_revision: member.key.mod_revision,
                 });
@@ -272,6 +273,7 @@ impl Draft {
                     tls: written.options.tls.clone(),
                     protocol: written.options.protocol,
                     pool: written.options.pool.clone(),
+                    proxy_protocol: written.options.proxy_protocol,
                 });
                 let mut standing = workshop.standings.standing(
                     &upstream,

@@ -19,6 +19,7 @@ use crate::upstream::{
         head::{self, MAX_HEAD, MalformedHead},
     },
     http2::Sips,
+    proxy_protocol::Origin,
     transport::Transport,
 };
 
@@ -85,7 +86,7 @@ impl Probe {
         upstream: &Upstream,
         settings: &CheckSettings,
     ) -> Result<(Finding, Option<Transport>), Failure> {
-        let mut transport = self.dialler.connect(upstream).await?;
+        let mut transport = self.dialler.connect(upstream, Origin::Local).await?;
         if is_ourselves(&transport) {
             let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
             return Err(DialError::Connect(refused).into());

@@ -30,7 +30,8 @@ use head::{Framing, MAX_HEAD, MalformedHead, ResponseHead};
 use upload::{Upload, UploadError, WaitsFor};
 
 use super::{
-    client_fields::tells_of_a_client, request_body::RequestBodyError, transport::Transport,
+    client_fields::tells_of_a_client, pool::Owner, request_body::RequestBodyError,
+    transport::Transport,
 };
 use crate::sweep::{Deadline, NEVER, Tick};
 
@@ -56,6 +57,7 @@ struct Wire {
     /// response which fits comes in one system call, head and body together.
     ask: usize,
     ends: Tick,
+    owner: Option<Owner>,
 }
 
 /// How long the upstream, and the client's body, may take.
@@ -106,7 +108,18 @@ impl Connection {
             read: BytesMut::new(),
             ask: LEAST_READ,
             ends: NEVER,
+            owner: None,
         })))
+    }
+
+    /// It speaks for this owner's client alone.
+    pub fn belongs_to(&self, owner: Owner) {
+        self.0.borrow_mut().owner = Some(owner);
+    }
+
+    /// For whom it speaks, if not for anybody.
+    pub fn owner(&self) -> Option<Owner> {
+        self.0.borrow().owner.clone()
     }
 
     /// From this tick on it gets no further request.

@@ -30,6 +30,7 @@ use crate::{
         PoolOptions, Upstream,
         dial::{DialError, Dialler},
         http1::head::MAX_HEAD,
+        proxy_protocol::Origin,
     },
 };
 
@@ -103,7 +104,8 @@ impl Connection {
         sweep: &Sweep,
     ) -> Result<Made, DialError> {
         upstream.metrics.connects.inc();
-        let transport = dialler.connect(upstream).await?;
+        // Shared by clients, it speaks for none: no value asks for both this protocol and a PROXY header.
+        let transport = dialler.connect(upstream, Origin::Local).await?;
         let (watched, watch) = Watched::new(transport);
         let handshake = builder().handshake(watched).await;
         let (sender, mut connection) = handshake.map_err(not_http2)?;

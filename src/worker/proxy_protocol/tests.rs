@@ -3,6 +3,7 @@
 use tokio::io::AsyncWriteExt;
 
 use super::*;
+use crate::upstream::ProxyProtocol;
 
 fn from(source: &str, destination: &str) -> Origin {
     Origin::Client {
@@ -121,6 +122,36 @@ fn a_header_is_read_whatever_follows_and_no_piece_of_it_is_one() {
             );
         }
     }
+}
+
+#[test]
+fn what_is_said_to_upstreams_is_read_here_as_it_was_meant() {
+    let (v1, v2) = (ProxyProtocol::V1, ProxyProtocol::V2);
+    let both = [
+        from("192.0.2.1:56324", "198.51.100.2:443"),
+        from("255.255.255.255:65535", "0.0.0.0:0"),
+        from("[2001:db8::1]:56324", "[2001:db8::2]:443"),
+        from(
+            "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535",
+            "[::ffff:192.0.2.1]:65535",
+        ),
+        Origin::Unknown,
+    ];
+    let said = both
+        .into_iter()
+        .flat_map(|origin| [(v1, origin), (v2, origin)]);
+    for (version, origin) in said.chain([(v2, Origin::Local)]) {
+        let header = version.header(origin);
+        assert!(header.len() <= MAX_V1);
+        let whole = Parsed::Whole(Header {
+            length: header.len(),
+            origin,
+        });
+        let bytes = [&header[..], b"\x16\x03\x01"].concat();
+        assert_eq!(parse(&bytes), Ok(whole), "{}", header.escape_ascii());
+    }
+    // Version 1 has no better word.
+    assert_eq!(v1.header(Origin::Local), v1.header(Origin::Unknown));
 }
 
 #[test]
