@@ -129,7 +129,21 @@ async fn each_form_of_target_is_one_request_or_refused() {
         // Section 3.2.4: asterisk-form.
         ("OPTIONS *", a, Ok("* at a.test")),
         ("OPTIONS /*", a, Ok("/* at a.test")),
+        ("OPTIONS http://a.test", a, Ok("* at a.test")),
+        ("OPTIONS HTTPS://A.test:443", a, Ok("* at A.test:443")),
+        ("OPTIONS http://a.test#x", a, Ok("* at a.test")),
+        (
+            "OPTIONS http://[::1]:81",
+            Some("[::1]:81"),
+            Ok("* at [::1]:81"),
+        ),
         ("OPTIONS http://a.test/", a, Ok("/ at a.test")),
+        ("OPTIONS http://a.test/#x", a, Ok("/ at a.test")),
+        ("OPTIONS http://a.test?x", a, Ok("/?x at a.test")),
+        ("OPTIONS http://a.test?", a, Ok("/? at a.test")),
+        ("OPTIONS /", a, Ok("/ at a.test")),
+        ("OPTIONS http://u@a.test", a, REFUSED),
+        ("OPTIONS http://b.test", a, REFUSED),
         ("OPTIONS *", None, REFUSED),
         ("OPTIONS *?x", a, REFUSED),
         ("OPTIONS *x", a, REFUSED),
@@ -163,6 +177,7 @@ async fn a_redirect_to_https_names_the_same_host_whatever_the_target() {
         ("GET http://A.test:80?y", "https://a.test/?y"),
         // The server as a whole: a URL without a path (RFC 9112 section 3.2.4).
         ("OPTIONS *", "https://a.test"),
+        ("OPTIONS http://a.test", "https://a.test"),
     ] {
         let request = format!("{line} HTTP/1.1\r\nHost: a.test\r\n\r\n");
         let response = ask(waypost.address(), request).await;

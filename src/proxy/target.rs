@@ -49,6 +49,9 @@ fn path_and_query(request: &Parts, longest: usize) -> Result<(&str, &str), Failu
         ));
     };
     let (path, both) = (both.path(), both.as_str());
+    if request.method == Method::OPTIONS && names_no_path(request, both) {
+        return Ok(("*", ""));
+    }
     if both.len() > longest {
         return Err(Failure::new(
             StatusCode::URI_TOO_LONG,
@@ -65,6 +68,19 @@ fn path_and_query(request: &Parts, longest: usize) -> Result<(&str, &str), Failu
         None if request.version < Version::HTTP_2 => Ok((path, both)),
         None => Err(Failure::malformed(":path does not start with /")),
     }
+}
+
+/// Whether the target is a URL that ends with its authority: the server as a whole is meant (RFC 9112 section 3.2.4).
+/// `http` reads a `/` there; one that was written lies in the same bytes, right behind the authority.
+fn names_no_path(request: &Parts, path_and_query: &str) -> bool {
+    let authority = request.uri.authority().filter(|_| {
+        // HTTP/2 has a field for each, and writes `*` (RFC 9113 section 8.3.1).
+        request.version < Version::HTTP_2 && path_and_query == "/"
+    });
+    authority.is_some_and(|authority| {
+        let written = authority.as_str().as_bytes().as_ptr_range();
+        written.end != path_and_query.as_ptr()
+    })
 }
 
 /// The authority that counts, as it was written, and its host.
