@@ -49,7 +49,7 @@ async fn path_bytes_arrive_as_they_came_or_are_refused() {
         "/?a?b",
         "/?/../..",
         "/?a;b&%zz&c=%2f&d=+",
-        "/?'|{}^`\\[]~@",
+        "/?'|{}^\\[]~@",
         "/?caf\u{e9}",
         "/x?y=//&z=..",
         "/@host/",
@@ -66,16 +66,13 @@ async fn path_bytes_arrive_as_they_came_or_are_refused() {
         targets.push(vec![b'/', b'?', b'a', byte, b'b']);
     }
     for target in &targets {
-        let query = target
-            .iter()
-            .position(|&byte| byte == b'?')
-            .unwrap_or(target.len());
-        let (path, query) = target.split_at(query);
+        let query = target.iter().position(|&byte| byte == b'?');
+        let query = query.map_or(&[][..], |at| &target[at..]);
         // What no URI may have (RFC 3986 section 2), as far as it is refused.
         let is_control = |byte: &u8| matches!(byte, 0..=b' ' | 0x7f);
         let is_refused = target.iter().any(is_control)
-            || path.iter().any(|byte| b"<>`".contains(byte))
-            || query.iter().any(|byte| b"<>\"".contains(byte))
+            || target.iter().any(|byte| b"<>`".contains(byte))
+            || query.contains(&b'"')
             || std::str::from_utf8(target).is_err();
         let end = target
             .iter()

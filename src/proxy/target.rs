@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderValue, Method, StatusCode, Version, header::HOST, request::Parts, uri::Scheme};
+use memchr::memchr;
 
 use super::error::Failure;
 use crate::route::host;
@@ -62,11 +63,16 @@ fn path_and_query(request: &Parts, longest: usize) -> Result<(&str, &str), Failu
     if path == "*" && request.method != Method::OPTIONS {
         return Err(Failure::malformed("the target * is for OPTIONS alone"));
     }
-    match both.strip_prefix(path) {
-        Some(query) => Ok((path, query)),
+    let query = match both.strip_prefix(path) {
+        Some(query) => query,
         // `http://a.test?x`: the path that isn't written is `/`. HTTP/2 has to write it (RFC 9113 section 8.3.1).
-        None if request.version < Version::HTTP_2 => Ok((path, both)),
-        None => Err(Failure::malformed(":path does not start with /")),
+        None if request.version < Version::HTTP_2 => both,
+        None => return Err(Failure::malformed(":path does not start with /")),
+    };
+    // What else no URI may have was refused with the head, and so was a backtick in the path (RFC 3986 section 2).
+    match memchr(b'`', query.as_bytes()) {
+        None => Ok((path, query)),
+        Some(_) => Err(Failure::malformed("the query has a backtick")),
     }
 }
 
