@@ -101,3 +101,4 @@ mod upstream_tls;
 mod websockets;
 mod websockets_foreign;
 mod websockets_http2;
+mod websockets_http2_ends;

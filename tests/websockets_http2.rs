@@ -3,118 +3,21 @@
 use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use h2::{ext::Protocol, server};
+use h2::ext::Protocol;
 use http::{Method, Request};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::support::{
     foreign,
     h2_client::{H2Client, collect},
-    h2_origin::{self, Exchange, H2Origin},
-    h2_stream::H2Stream,
-    http::{End, Message, Wire},
+    h2_origin::{self, H2Origin},
+    http::{End, Wire},
     origin::Origin,
+    sockets::{Version, connect, echo_over_http1, echo_over_http2, open},
     waypost::Waypost,
-    websocket::Echo,
 };
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const H2: &str = r#"{"protocol": "h2"}"#;
-const REMOVED_FRAME: &[u8] = b"\x88\x12\x03\xe9upstream removed";
-/// A client's answer to a Close, masked by zeros.
-const ANSWER: &[u8] = b"\x88\x82\0\0\0\0\x03\xe9";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
-    Http1,
-    Http2,
-}
-
-/// Says `hello` at once, then echoes until the client ends, and says `bye`.
-async fn echo(mut wire: Wire) {
-    wire.send("hello").await;
-    // What came together goes back together: a peer's `h2` counts small frames that wait to be read.
-    while let Ok(bytes) = wire.take(wire.buffered().len().max(1)).await {
-        wire.send(&bytes).await;
-    }
-    wire.send("bye").await;
-    wire.finish().await;
-}
-
-async fn echo_over_http1() -> Origin {
-    Origin::run(async |mut served| {
-        let head = served.wire.head().await.unwrap();
-        let proof = derive_accept_key(head.one("sec-websocket-key").unwrap().as_bytes());
-        served.note(Message {
-            head,
-            ..Message::default()
-        });
-        let switching = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Accept: {proof}\r\n\r\n"
-        );
-        served.send(switching).await;
-        echo(std::mem::replace(
-            &mut served.wire,
-            Wire::over(tokio::io::empty()),
-        ))
-        .await;
-    })
-    .await
-}
-
-async fn echo_over_http2() -> H2Origin {
-    taking_connect(async |mut exchange: Exchange| {
-        let fields = [("sec-websocket-protocol", "chat")];
-        let sending = exchange.head(200, &fields, false);
-        echo(Wire::over(H2Stream::new(exchange.body, sending))).await;
-    })
-    .await
-}
-
-async fn taking_connect<F>(
-    script: impl Fn(Exchange) -> F + Copy + Send + Sync + 'static,
-) -> H2Origin
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let mut builder = server::Builder::new();
-    builder.enable_connect_protocol();
-    H2Origin::run(builder, move |served| served.each(script)).await
-}
-
-fn connect(protocol: &'static str) -> Request<()> {
-    let request = Request::builder()
-        .method(Method::CONNECT)
-        .uri("http://a.test/chat?x=1")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-protocol", "chat")
-        .extension(Protocol::from_static(protocol));
-    request.body(()).unwrap()
-}
-
-/// A WebSocket, opened on a stream of this connection.
-async fn open(client: &H2Client) -> Wire {
-    client.until_it_takes_connect().await;
-    let (response, sending) = client.open(connect("websocket"), false).await;
-    let response = response.await.unwrap();
-    assert_eq!(response.status(), 200);
-    for (name, expected) in [
-        ("sec-websocket-protocol", Some("chat")),
-        ("sec-websocket-accept", None),
-        ("upgrade", None),
-        ("connection", None),
-        ("content-length", None),
-    ] {
-        let value = response.headers().get(name);
-        assert_eq!(
-            value.map(|value| value.to_str().unwrap()),
-            expected,
-            "{name}"
-        );
-    }
-    Wire::over(H2Stream::new(response.into_body(), sending))
-}
 
 async fn open_over(version: Version, waypost: &Waypost) -> Wire {
     if version == Version::Http2 {
@@ -286,118 +189,6 @@ async fn what_is_no_socket_is_refused_and_spares_the_connection() {
     assert_eq!(origin.requests().len(), 0);
     let answer = client.ask(h2_origin::request("GET", "/")).await.unwrap();
     assert_eq!(answer.text(), "ok");
-}
-
-#[tokio::test]
-async fn a_reset_passes_and_ends_one_socket_alone() {
-    let waypost = Waypost::builder().start().await;
-    let origin = echo_over_http1().await;
-    waypost.put("a.test", &origin, "").await;
-    let client = H2Client::connect(waypost.address()).await;
-    let (mut kept, mut left) = (open(&client).await, open(&client).await);
-    for socket in [&mut kept, &mut left] {
-        assert_eq!(socket.take(5).await.unwrap(), b"hello");
-    }
-    drop(left);
-    origin.closed(1).await;
-    kept.send("here").await;
-    assert_eq!(kept.take(4).await.unwrap(), b"here");
-
-    let settings = r#"{"timeouts": {"idle": "300ms"}}"#;
-    waypost.put("a.test", "@settings", settings).await;
-    let mut silent = open(&client).await;
-    assert_eq!(silent.take(5).await.unwrap(), b"hello");
-    assert_eq!(silent.end().await, End::Reset);
-    kept.send("still").await;
-    assert_eq!(kept.take(5).await.unwrap(), b"still");
-}
-
-#[tokio::test]
-async fn a_socket_whose_upstream_is_taken_out_is_told_and_its_neighbours_live() {
-    let waypost = Waypost::builder()
-        .flag("--drain-delay", "0")
-        .flag("--drain-timeout", "500ms")
-        .start()
-        .await;
-    // It is silent, and answers a Close.
-    let closing = async |mut exchange: Exchange| {
-        let fields = [("sec-websocket-protocol", "chat")];
-        let sending = exchange.head(200, &fields, false);
-        let mut wire = Wire::over(H2Stream::new(exchange.body, sending));
-        let close = wire.take(REMOVED_FRAME.len() + 4).await.unwrap();
-        assert_eq!(close[..2], [0x88, 0x80 | 18], "masked");
-        wire.send(b"\x88\x02\x03\xe9").await;
-        wire.finish().await;
-    };
-    let (gone, kept) = (Echo::start().await, taking_connect(closing).await);
-    for behind in [Version::Http1, Version::Http2] {
-        match behind {
-            Version::Http1 => waypost.put("a.test/chat", &gone, "").await,
-            Version::Http2 => waypost.put("a.test/chat", &kept, H2).await,
-        }
-        let origin = Origin::named("ok").await;
-        waypost.put("a.test", &origin, "").await;
-        let client = H2Client::connect(waypost.address()).await;
-        let mut socket = match behind {
-            // It agrees on no subprotocol.
-            Version::Http1 => {
-                client.until_it_takes_connect().await;
-                let mut request = connect("websocket");
-                request.headers_mut().remove("sec-websocket-protocol");
-                let (response, sending) = client.open(request, false).await;
-                let response = response.await.unwrap();
-                assert_eq!(response.status(), 200);
-                Wire::over(H2Stream::new(response.into_body(), sending))
-            }
-            Version::Http2 => open(&client).await,
-        };
-        match behind {
-            Version::Http1 => waypost.delete("a.test/chat", &gone).await,
-            Version::Http2 => waypost.delete("a.test/chat", &kept).await,
-        }
-        assert_eq!(
-            socket.take(REMOVED_FRAME.len()).await.unwrap(),
-            REMOVED_FRAME
-        );
-        socket.send(ANSWER).await;
-        assert_eq!(socket.end().await, End::Fin);
-        if behind == Version::Http1 {
-            assert_eq!(gone.ended(1).await, ["1001 upstream removed"]);
-        }
-        let answer = client.ask(h2_origin::request("GET", "/")).await.unwrap();
-        assert_eq!(answer.text(), "ok", "the connection serves on");
-    }
-}
-
-#[tokio::test]
-async fn a_process_that_drains_tells_sockets_on_streams_too() {
-    let mut waypost = Waypost::builder()
-        .flag("--drain-delay", "0")
-        .flag("--drain-timeout", "1s")
-        .start()
-        .await;
-    let echo = Echo::start().await;
-    waypost.put("a.test", &echo, "").await;
-    let client = H2Client::connect(waypost.address()).await;
-    client.until_it_takes_connect().await;
-    let mut sockets = Vec::new();
-    for _ in 0..3 {
-        let mut request = connect("websocket");
-        request.headers_mut().remove("sec-websocket-protocol");
-        let (response, sending) = client.open(request, false).await;
-        let response = response.await.unwrap();
-        assert_eq!(response.status(), 200);
-        sockets.push(Wire::over(H2Stream::new(response.into_body(), sending)));
-    }
-    waypost.signal("TERM");
-    for socket in &mut sockets {
-        let told = socket.take(17).await.unwrap();
-        assert_eq!(told, b"\x88\x0f\x03\xe9shutting down");
-        socket.send(ANSWER).await;
-    }
-    let ended = ["1001 shutting down"; 3];
-    assert_eq!(echo.ended(3).await, ended);
-    assert_eq!(waypost.wait_exit().await, Some(0), "nobody lost anything");
 }
 
 /// Python's h2 and websockets, which know nothing of ours.

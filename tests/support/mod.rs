@@ -31,6 +31,7 @@ pub mod seen;
 pub mod service;
 pub mod snapshot;
 pub mod soak;
+pub mod sockets;
 pub mod tls;
 pub mod waypost;
 pub mod websocket;
