@@ -1,13 +1,15 @@
 //! Streams of an HTTP/2 client in detail: interim responses, how each ends, and how a connection does.
 
+use std::future::poll_fn;
+
 use h2::Reason;
 use http::{HeaderMap, Request, Response, StatusCode};
 
 use crate::support::{
     h2_client::{H2Client, collect},
     h2_origin::{
-        DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, H2Origin, HEADERS, PING, SETTINGS, head,
-        request,
+        DATA, END_HEADERS, END_STREAM, Exchange, Frames, GOAWAY, H2Origin, HEADERS, PING, SETTINGS,
+        head, request,
     },
     http::Wire,
     origin::Origin,
@@ -47,7 +49,7 @@ async fn interim_responses_are_relayed_from_either_version() {
         waypost.put("a.test", &upstream, value).await;
         let (mut response, _stream) = client.open(request("GET", "/"), true).await;
         let mut told: Vec<Response<()>> = Vec::new();
-        while let Some(interim) = std::future::poll_fn(|cx| response.poll_informational(cx)).await {
+        while let Some(interim) = poll_fn(|cx| response.poll_informational(cx)).await {
             told.push(interim.unwrap());
         }
         let statuses: Vec<_> = told.iter().map(|head| head.status().as_u16()).collect();
@@ -80,10 +82,30 @@ async fn continue_is_told_to_who_waits_for_it() {
         .headers_mut()
         .insert("expect", "100-continue".parse().unwrap());
     let (mut response, mut stream) = client.open(asking, false).await;
-    let told = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
+    let told = poll_fn(|cx| response.poll_informational(cx)).await;
     assert_eq!(told.unwrap().unwrap().status(), StatusCode::CONTINUE);
     stream.send_data("hello".into(), true).unwrap();
     assert_eq!(collect(response).await.unwrap().text(), "ok");
+}
+
+/// No upstream of either version says so; what of the client's body waits for it must come all the same.
+#[tokio::test]
+async fn continue_is_told_by_the_clock_where_the_upstream_says_nothing() {
+    let old = Origin::named("ok").await;
+    let new = H2Origin::named("ok").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("old.test", &old, "").await;
+    waypost.put("new.test", &new, H2).await;
+    let client = H2Client::connect(waypost.address()).await;
+    for host in ["old.test", "new.test"] {
+        let asking = Request::post(format!("http://{host}/")).header("expect", "100-continue");
+        let (mut response, mut stream) = client.open(asking.body(()).unwrap(), false).await;
+        let told = poll_fn(|cx| response.poll_informational(cx)).await;
+        assert_eq!(told.unwrap().unwrap().status(), StatusCode::CONTINUE);
+        stream.send_data("hello".into(), true).unwrap();
+        assert_eq!(collect(response).await.unwrap().text(), "ok");
+    }
+    assert_eq!(old.latest().text(), "hello");
 }
 
 /// Whatever the code of the reset: to take half of a body for all of it would be to act on what nobody sent.
@@ -131,7 +153,7 @@ async fn each_end_of_a_stream_has_its_code() {
         .send_data("much more would follow".into(), false)
         .unwrap();
     assert_eq!(collect(response).await.unwrap().text(), "no, thanks");
-    let told = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+    let told = poll_fn(|cx| stream.poll_reset(cx)).await;
     assert_eq!(told.unwrap(), Reason::NO_ERROR);
 
     let request = Request::get("http://cut.test/").body(()).unwrap();
@@ -298,6 +320,49 @@ async fn a_client_that_leaves_its_window_shut_holds_up_nobody() {
         held += data.len();
     }
     assert_eq!(held, 200_000);
+}
+
+/// It may work on a message for long; who calls no procedure has the limit of those who don't read.
+#[tokio::test]
+async fn a_call_whose_client_reads_slowly_is_not_given_up() {
+    const LARGE: usize = 200_000;
+    let origin = H2Origin::each(async |mut exchange: Exchange| {
+        let mut sending = exchange.head(200, &[("content-type", "application/grpc")], false);
+        sending.send_data(vec![0; LARGE].into(), true).unwrap();
+        // As long as anybody may want it.
+        let _ = poll_fn(|cx| sending.poll_reset(cx)).await;
+    })
+    .await;
+    let waypost = Waypost::builder()
+        .flag("--body-timeout", "300ms")
+        .start()
+        .await;
+    waypost.put("a.test", &origin, H2).await;
+    let client = H2Client::connect(waypost.address()).await;
+    let mut call = request("POST", "/");
+    let kind = "application/grpc".parse().unwrap();
+    call.headers_mut().insert("content-type", kind);
+    let (called, _stream) = client.open(call, true).await;
+    let (asked, _other) = client.open(request("POST", "/"), true).await;
+    let (mut called, mut asked) = (
+        called.await.unwrap().into_body(),
+        asked.await.unwrap().into_body(),
+    );
+    // Neither's window opens until the one is given up: as long as that takes, the other waits too.
+    let cut = loop {
+        match asked.data().await.expect("no clean end") {
+            Ok(_) => {}
+            Err(error) => break error.reason(),
+        }
+    };
+    assert_eq!(cut, Some(Reason::CANCEL));
+    let mut read = 0;
+    while let Some(data) = called.data().await {
+        let data = data.expect("not given up");
+        let _ = called.flow_control().release_capacity(data.len());
+        read += data.len();
+    }
+    assert_eq!(read, LARGE);
 }
 
 #[tokio::test]

@@ -1,5 +1,10 @@
 //! How WebSockets over HTTP/2 end: by their client, their upstream, or because Waypost says so.
 
+use std::future::poll_fn;
+
+use h2::Reason;
+use tokio::{sync::mpsc, time::timeout};
+
 use crate::support::{
     h2_client::H2Client,
     h2_origin::{self, Exchange},
@@ -7,7 +12,7 @@ use crate::support::{
     http::{End, Wire},
     origin::Origin,
     sockets::{Version, connect, echo_over_http1, open, taking_connect},
-    waypost::Waypost,
+    waypost::{DEADLINE, Waypost},
     websocket::Echo,
 };
 
@@ -126,4 +131,87 @@ async fn a_process_that_drains_tells_sockets_on_streams_too() {
     let ended = ["1001 shutting down"; 3];
     assert_eq!(echo.ended(3).await, ended);
     assert_eq!(waypost.wait_exit().await, Some(0), "nobody lost anything");
+}
+
+/// What the origin tells next.
+async fn heard<T>(told: &mut mpsc::UnboundedReceiver<T>) -> Option<T> {
+    timeout(DEADLINE, told.recv()).await.expect("it tells")
+}
+
+#[tokio::test]
+async fn an_upstream_that_was_told_sees_a_clean_end_however_late_its_own_comes() {
+    let waypost = Waypost::builder()
+        .flag("--drain-delay", "0")
+        .flag("--drain-timeout", "500ms")
+        .start()
+        .await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let origin = taking_connect(move |mut exchange: Exchange| {
+        let tell = tell.clone();
+        async move {
+            let fields = [("sec-websocket-protocol", "chat")];
+            let sending = exchange.head(200, &fields, false);
+            let mut wire = Wire::over(H2Stream::new(exchange.body, sending));
+            wire.take(REMOVED_FRAME.len() + 4).await.unwrap();
+            wire.send(b"\x88\x02\x03\xe9").await;
+            tell.send(wire.end().await).unwrap();
+            wire.finish().await;
+        }
+    })
+    .await;
+    waypost.put("a.test", &origin, H2).await;
+    let client = H2Client::connect(waypost.address()).await;
+    let mut socket = open(&client).await;
+    waypost.delete("a.test", &origin).await;
+    let said = socket.take(REMOVED_FRAME.len()).await.unwrap();
+    assert_eq!(said, REMOVED_FRAME);
+    socket.send(ANSWER).await;
+    assert_eq!(heard(&mut told).await, Some(End::Fin));
+}
+
+/// Neither half is read or written then: the client's has ended, and the upstream has nothing to say.
+#[tokio::test]
+async fn who_is_gone_after_half_of_it_has_ended_is_gone_on_the_other_side_too() {
+    let waypost = Waypost::builder().start().await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let silent = taking_connect(move |mut exchange: Exchange| {
+        let tell = tell.clone();
+        async move {
+            let fields = [("sec-websocket-protocol", "chat")];
+            let mut sending = exchange.head(200, &fields, false);
+            exchange.read().await;
+            tell.send(None).unwrap();
+            let reason = poll_fn(|cx| sending.poll_reset(cx)).await;
+            tell.send(reason.ok()).unwrap();
+        }
+    })
+    .await;
+    waypost.put("a.test", &silent, H2).await;
+    let client = H2Client::connect(waypost.address()).await;
+    let mut socket = open(&client).await;
+    socket.finish().await;
+    assert_eq!(heard(&mut told).await, Some(None), "the end has come");
+    drop(socket);
+    assert_eq!(heard(&mut told).await, Some(Some(Reason::CANCEL)));
+
+    // The same for an upstream that is gone.
+    let origin = taking_connect(async |mut exchange: Exchange| {
+        let fields = [("sec-websocket-protocol", "chat")];
+        let mut sending = exchange.head(200, &fields, false);
+        sending.send_data("last".into(), true).unwrap();
+        // Its client has read that when it answers.
+        exchange.body.data().await.unwrap().unwrap();
+        sending.send_reset(Reason::INTERNAL_ERROR);
+    })
+    .await;
+    waypost.put("a.test/other", &origin, H2).await;
+    let mut request = connect("websocket");
+    *request.uri_mut() = "http://a.test/other".parse().unwrap();
+    let (response, mut sending) = client.open(request, false).await;
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "last");
+    sending.send_data("heard".into(), false).unwrap();
+    let reason = timeout(DEADLINE, poll_fn(|cx| sending.poll_reset(cx)));
+    let reason = reason.await.expect("it is told");
+    assert_eq!(reason.unwrap(), Reason::NO_ERROR, "it has all there is");
 }

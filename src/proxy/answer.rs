@@ -133,18 +133,23 @@ impl Proxy {
                 record.upstream_finished();
                 ResponseBody::full(bytes)
             }
-            Behind::Streaming(body) => ResponseBody::upstream(UpstreamBody {
-                body,
-                upstream,
-                proxy: self.clone(),
-                keep_alive: head.keep_alive,
-                request_deadline,
-                is_out_of_time: false,
-                // An HTTP/1.0 client gets a body of unknown length up to the close: only a reset can tell a cut.
-                cut_needs_reset: request.version == Version::HTTP_10
-                    && !matches!(head.framing, Framing::Length(_)),
-                client: (*client).clone(),
-            }),
+            Behind::Streaming(body) => {
+                if let Some(stream) = asked.stream {
+                    stream.be_patient(self.patience_with_reader(request, route));
+                }
+                ResponseBody::upstream(UpstreamBody {
+                    body,
+                    upstream,
+                    proxy: self.clone(),
+                    keep_alive: head.keep_alive,
+                    request_deadline,
+                    is_out_of_time: false,
+                    // An HTTP/1.0 client gets a body of unknown length up to the close: only a reset can tell a cut.
+                    cut_needs_reset: request.version == Version::HTTP_10
+                        && !matches!(head.framing, Framing::Length(_)),
+                    client: (*client).clone(),
+                })
+            }
         };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;

@@ -18,9 +18,14 @@ pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Whether a request is a gRPC call: over HTTP/2, of `application/grpc` or `application/grpc+proto` and the like.
 pub fn is_call(request: &Parts) -> bool {
+    const KIND: &[u8] = b"application/grpc";
     let is_grpc = |kind: &HeaderValue| {
-        let rest = kind.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        let split = kind.as_bytes().split_at_checked(KIND.len());
+        split.is_some_and(|(kind, rest)| {
+            // Media types know no case (RFC 9110 section 8.3.1).
+            kind.eq_ignore_ascii_case(KIND)
+                && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+        })
     };
     request.version == Version::HTTP_2 && request.headers.get(CONTENT_TYPE).is_some_and(is_grpc)
 }
@@ -38,6 +43,15 @@ impl Proxy {
         match timeouts.client_body {
             None if is_call(request) => self.limits.body.max(timeouts.idle),
             _ => self.body_timeout(route),
+        }
+    }
+
+    /// How long a client may leave its window shut that asked for this.
+    pub(super) fn patience_with_reader(&self, request: &Parts, route: &Route) -> Duration {
+        match is_call(request) {
+            // It may work on what it has for as long as its upstream may be silent.
+            true => self.patience(request, route).max(self.limits.body),
+            false => self.limits.body,
         }
     }
 }
@@ -91,7 +105,27 @@ fn percent_encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
+
+    #[test]
+    fn a_call_is_told_by_its_media_type() {
+        for (version, kind, expected) in [
+            (Version::HTTP_2, "application/grpc", true),
+            (Version::HTTP_2, "Application/GRPC+proto", true),
+            (Version::HTTP_2, "application/grpc; a=b", true),
+            (Version::HTTP_2, "application/grpc ;a=b", true),
+            (Version::HTTP_2, "application/grpc-web", false),
+            (Version::HTTP_2, "application/grp", false),
+            (Version::HTTP_2, "application/json", false),
+            (Version::HTTP_11, "application/grpc", false),
+        ] {
+            let request = Request::post("/").version(version);
+            let request = request.header(CONTENT_TYPE, kind).body(()).unwrap();
+            assert_eq!(is_call(&request.into_parts().0), expected, "{kind}");
+        }
+    }
 
     #[test]
     fn messages_are_percent_encoded_where_fields_need_it() {

@@ -2,8 +2,9 @@
 //! whether the client has reset it, and what becomes of it when it carries a WebSocket.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ pub struct Stream {
     /// The client's half, where it is not a request's body but a WebSocket's.
     incoming: RefCell<Option<RecvStream>>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
+    patience: Cell<Option<Duration>>,
 }
 
 impl Stream {
@@ -27,7 +29,18 @@ impl Stream {
             respond: RefCell::new(respond),
             incoming: RefCell::new(incoming),
             upgraded: RefCell::default(),
+            patience: Cell::default(),
         }
+    }
+
+    /// The client may leave the stream's window shut for so long, whatever others may.
+    pub fn be_patient(&self, patience: Duration) {
+        self.patience.set(Some(patience));
+    }
+
+    /// For how long the client may leave the window shut, if that was said.
+    pub fn patience(&self) -> Option<Duration> {
+        self.patience.get()
     }
 
     /// Ready once the client has reset it, or the connection has ended.

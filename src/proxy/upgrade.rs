@@ -45,11 +45,19 @@ pub struct Upgraded {
 /// How long both sides may take, once the connection is to end, to finish the frames they are in and to answer a Close.
 pub const CLOSING: Duration = Duration::from_secs(2);
 
+/// One side of an upgraded connection.
+pub trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// Ready once it is gone, where that shows to who neither reads nor writes.
+    fn poll_gone(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
 /// Copies both ways, half-closing as the sides do, until both have ended, `idle` passes without a byte, or `client` is
 /// expired.
 pub async fn splice<C>(mut io: C, upgraded: Upgraded, proxy: &Proxy, client: &Rc<Client>)
 where
-    C: AsyncRead + AsyncWrite + Unpin,
+    C: Side,
 {
     let Upgraded {
         mut far_end,
@@ -147,8 +155,8 @@ impl Flow {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        client: &mut (impl AsyncRead + AsyncWrite + Unpin),
-        upstream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        client: &mut impl Side,
+        upstream: &mut impl Side,
     ) -> Poll<End> {
         let closing = self.closing.as_ref();
         let to_client = closing.map(|closing| &*closing.to_client);
@@ -166,6 +174,12 @@ impl Flow {
         }
         if self.down.is_over() && self.up.is_over() {
             return Poll::Ready(End::Closed);
+        }
+        // Half of it may have ended, and nothing be there to write. What an upstream said before its reset is read first.
+        let is_gone = client.poll_gone(cx).is_ready()
+            || (self.down.is_over() && upstream.poll_gone(cx).is_ready());
+        if is_gone {
+            return Poll::Ready(End::Cut);
         }
         Poll::Pending
     }

@@ -234,7 +234,8 @@ async fn answer(
     }
     let sending = stream.respond(head, ends);
     if let (false, Ok(sending)) = (ends, sending) {
-        body::send(proxy, client, body, sending).await;
+        let patience = stream.patience().unwrap_or(proxy.limits.body);
+        body::send(proxy, client, patience, body, sending).await;
     }
 }
 

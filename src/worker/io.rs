@@ -23,7 +23,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::strict::{StrictFraming, Verdict};
 use crate::{
-    proxy::client::{Client, Expiry, Phase, Protocol, Refused},
+    proxy::{
+        client::{Client, Expiry, Phase, Protocol, Refused},
+        upgrade::Side,
+    },
     telemetry::metrics::Limit,
 };
 
@@ -266,6 +269,8 @@ impl ClientIo {
         self.stamp_write(result)
     }
 }
+
+impl Side for ClientIo {}
 
 impl AsyncRead for ClientIo {
     fn poll_read(

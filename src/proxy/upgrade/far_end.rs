@@ -8,6 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Side;
 use crate::upstream::{http2::Socket, transport::Transport};
 
 /// Where its bytes come from and go to.
@@ -16,6 +17,15 @@ pub enum FarEnd {
     Http1(Transport),
     /// A stream of a shared one.
     Http2(Box<Socket>),
+}
+
+impl Side for FarEnd {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Http1(_) => Poll::Pending,
+            Self::Http2(socket) => socket.poll_gone(cx),
+        }
+    }
 }
 
 impl AsyncRead for FarEnd {

@@ -29,6 +29,20 @@ pub struct ResponseHead {
     pub upgrade: Option<HeaderValue>,
 }
 
+impl ResponseHead {
+    /// 100 Continue, from an upstream that says nothing (RFC 9110 section 10.1.1: nobody waits for it for ever).
+    pub fn go_on() -> Self {
+        Self {
+            status: StatusCode::CONTINUE,
+            headers: HeaderMap::new(),
+            framing: Framing::Length(0),
+            reusable: false,
+            keep_alive: None,
+            upgrade: None,
+        }
+    }
+}
+
 /// How a response body ends (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {

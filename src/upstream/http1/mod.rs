@@ -230,6 +230,7 @@ impl Connection {
                     ..
                 } => {
                     deadline.disarm();
+                    interim(&ResponseHead::go_on());
                     upload.release_body();
                     cx.waker().wake_by_ref();
                     Poll::Pending

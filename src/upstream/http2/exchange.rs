@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long a response that is whole may take to end.
-const SETTLE: Duration = Duration::from_secs(1);
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
 /// A stream whose response head has come.
 pub struct Exchange {
@@ -91,7 +91,7 @@ impl Exchange {
 
     /// Both halves of a stream that carries a WebSocket.
     pub fn into_socket(self) -> Socket {
-        Socket::new(self.incoming, self.upload, self.lease)
+        Socket::new(self)
     }
 
     /// Whether some of the request is still to be sent.
@@ -225,6 +225,7 @@ impl<I: FnMut(&ResponseHead)> Running<I> {
             WaitsFor::Client => Poll::Ready(Err(ExchangeError::ClientTimeout)),
             WaitsFor::Continue => {
                 terms.deadline.disarm();
+                (self.interim)(&ResponseHead::go_on());
                 self.upload.release_body();
                 cx.waker().wake_by_ref();
                 Poll::Pending

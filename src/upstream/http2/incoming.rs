@@ -118,6 +118,17 @@ impl Incoming {
         }
     }
 
+    /// Waits for the end of what nobody wants; false if it breaks off.
+    pub(super) fn poll_rest(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            match std::task::ready!(self.poll_data(cx)) {
+                Some(Ok(data)) => self.release(data.len()),
+                Some(Err(_)) => return Poll::Ready(false),
+                None => return Poll::Ready(true),
+            }
+        }
+    }
+
     /// Whether all of it was read.
     pub(super) fn is_end(&self) -> bool {
         let received = self.0.borrow();

@@ -2,6 +2,7 @@
 //! section 5).
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -11,33 +12,39 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    incoming::Incoming,
-    pool::Lease,
-    upload::{Upload, poll_write},
+    exchange::{Exchange, SETTLE},
+    upload::poll_write,
 };
 
-/// Both halves of a stream. Dropped before both have ended, it resets the stream.
+/// Both halves of a stream. Dropped before ours has ended, it resets the stream; dropped before the upstream's has, it
+/// gives that a moment to end.
 pub struct Socket {
-    incoming: Incoming,
-    upload: Upload,
+    /// Taken by the drop alone.
+    exchange: Option<Exchange>,
     /// Of a DATA frame that was read in part.
     read: Bytes,
     has_ended: bool,
     is_shut: bool,
-    /// Left after the reset.
-    _lease: Lease,
 }
 
 impl Socket {
-    pub(super) fn new(incoming: Incoming, upload: Upload, lease: Lease) -> Self {
+    pub(super) fn new(exchange: Exchange) -> Self {
         Self {
-            incoming,
-            upload,
+            exchange: Some(exchange),
             read: Bytes::new(),
             has_ended: false,
             is_shut: false,
-            _lease: lease,
         }
+    }
+
+    fn exchange(&mut self) -> &mut Exchange {
+        self.exchange.as_mut().expect("not dropped yet")
+    }
+
+    /// Ready once the upstream has reset the stream, or the connection has ended, which neither half may be asked for.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let stream = self.exchange().upload.stream();
+        stream.poll_reset(cx).map(|_| ())
     }
 }
 
@@ -48,7 +55,7 @@ impl AsyncRead for Socket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.read.is_empty() {
-            match ready!(self.incoming.poll_data(cx)) {
+            match ready!(self.exchange().incoming.poll_data(cx)) {
                 Some(data) => self.read = data.map_err(io::Error::other)?,
                 None => {
                     self.has_ended = true;
@@ -59,7 +66,7 @@ impl AsyncRead for Socket {
         let taken = self.read.len().min(buf.remaining());
         buf.put_slice(&self.read[..taken]);
         self.read.advance(taken);
-        self.incoming.release(taken);
+        self.exchange().incoming.release(taken);
         Poll::Ready(Ok(()))
     }
 }
@@ -70,7 +77,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        poll_write(self.upload.stream(), cx, buf)
+        poll_write(self.exchange().upload.stream(), cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -80,7 +87,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_shut {
             self.is_shut = true;
-            if !self.upload.end() {
+            if !self.exchange().upload.end() {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
         }
@@ -90,8 +97,21 @@ impl AsyncWrite for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.has_ended && self.is_shut {
-            self.upload.closed();
+        let exchange = self.exchange.take().filter(|_| self.is_shut);
+        let Some(mut exchange) = exchange else {
+            return;
+        };
+        if self.has_ended {
+            return exchange.upload.closed();
         }
+        // A reset would take along what still waits to be sent, of which the last is a Close.
+        let deadline = exchange.lease.deadline();
+        deadline.arm(SETTLE);
+        tokio::task::spawn_local(async move {
+            let incoming = &exchange.incoming;
+            if deadline.limit(poll_fn(|cx| incoming.poll_rest(cx))).await == Some(true) {
+                exchange.upload.closed();
+            }
+        });
     }
 }

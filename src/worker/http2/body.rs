@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,16 +19,18 @@ use crate::{
     upstream::http2::poll_room,
 };
 
-/// Sends all of it, unless the client resets the stream, or takes nothing for too long.
+/// Sends all of it, unless the client resets the stream, or takes nothing for longer than `patience`.
 pub(super) async fn send(
     proxy: &Rc<Proxy>,
     client: &Client,
+    patience: Duration,
     body: ResponseBody,
     stream: SendStream<Bytes>,
 ) {
     let mut sending = Sending {
         proxy,
         client,
+        patience,
         body,
         stream,
         data: Bytes::new(),
@@ -40,6 +43,7 @@ pub(super) async fn send(
 struct Sending<'p> {
     proxy: &'p Rc<Proxy>,
     client: &'p Client,
+    patience: Duration,
     body: ResponseBody,
     stream: SendStream<Bytes>,
     /// What the windows had no room for yet.
@@ -116,10 +120,10 @@ impl Sending<'_> {
     /// The window is the client's to open, and it has as long as one that does not read from its socket. What the client
     /// does take may be its siblings' data, though, whose turn it is: then it waits, once for each of them at most.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Way> {
-        let (proxy, client) = (self.proxy, self.client);
+        let (proxy, client, patience) = (self.proxy, self.client, self.patience);
         let stalled = self.stalled.get_or_insert_with(|| {
             let deadline = proxy.sweep.deadline();
-            deadline.arm(proxy.limits.body);
+            deadline.arm(patience);
             Stall {
                 deadline,
                 moved: client.moved(),
@@ -136,7 +140,7 @@ impl Sending<'_> {
                 stalled.turns -= 1;
             }
             stalled.moved = client.moved();
-            stalled.deadline.arm(proxy.limits.body);
+            stalled.deadline.arm(patience);
         }
         if client.stalls() {
             proxy.metrics.data_plane.limit_hits.count(Limit::Write);

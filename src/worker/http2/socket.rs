@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::upstream::http2::poll_write;
+use crate::{proxy::upgrade::Side, upstream::http2::poll_write};
 
 /// The client's end. Dropped before both halves have ended, it resets the stream.
 pub(super) struct Socket {
@@ -30,6 +30,12 @@ impl Socket {
             sending,
             is_shut: false,
         }
+    }
+}
+
+impl Side for Socket {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.sending.poll_reset(cx).map(|_| ())
     }
 }
 
