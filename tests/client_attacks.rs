@@ -18,8 +18,9 @@ use tokio::{
 
 use crate::support::{
     h2_origin::{
-        DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+        DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
     },
+    h2_raw::{self, ASKING},
     http::Wire,
     origin::Origin,
     soak::{is_soak, rounds, seconds},
@@ -29,8 +30,6 @@ use crate::support::{
 
 const PRIORITY: u8 = 2;
 const CONTINUATION: u8 = 9;
-/// GET / of a.test, from the static table but for the authority (RFC 7541 appendix A).
-const ASKING: &[u8] = b"\x82\x86\x84\x41\x06a.test";
 /// What the memory may grow by: buffers of what is under way, and what the allocator keeps.
 const GROWTH: usize = 48 << 20;
 /// Beneath this a ratio says nothing.
@@ -172,10 +171,8 @@ async fn is_ended(wire: &mut Wire) -> bool {
         .is_ok()
 }
 
-async fn over_http2(what: Attack, mut wire: Wire) -> bool {
-    wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    let mut frames = Frames(wire);
-    frames.send(SETTINGS, 0, 0, b"").await;
+async fn over_http2(what: Attack, wire: Wire) -> bool {
+    let mut frames = h2_raw::open(wire).await;
     let asks = END_HEADERS | END_STREAM;
     for number in 0..200_u32 {
         let stream = 2 * number + 1;

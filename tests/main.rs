@@ -15,6 +15,7 @@ mod client_attacks;
 mod client_certificates;
 mod client_connections;
 mod client_limits;
+mod client_resets;
 mod commands;
 mod convergence;
 mod demo;

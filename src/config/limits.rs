@@ -102,6 +102,15 @@ pub struct LimitArgs {
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     pub h2_max_streams: u32,
+    /// How many of its HTTP/2 streams a client may give up at once, and as many again every 30 s; the connection ends
+    /// beyond. One more for each stream that is answered in full [default: 1000, or --h2-max-streams if that is more]
+    #[arg(
+        long,
+        env = "WAYPOST_H2_MAX_RESETS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub h2_max_resets: Option<u32>,
     /// How much of a request body may be on its way in one HTTP/2 stream
     #[arg(
         long,
@@ -134,6 +143,14 @@ impl LimitArgs {
                 "--h2-connection-window is smaller than --h2-stream-window: no stream could use its own",
             ));
         }
+        let resets = self.h2_max_resets;
+        let resets = resets.unwrap_or(self.h2_max_streams.max(MAX_RESETS));
+        if resets < self.h2_max_streams {
+            return Err(Usage::error(
+                "--h2-max-resets is smaller than --h2-max-streams: a client that gives up all of its streams at once, as a \
+                 browser does that leaves a page, would be cut off",
+            ));
+        }
         Ok(ClientLimits {
             header_bytes: self.max_header_bytes,
             header_fields: self.max_header_fields,
@@ -148,6 +165,7 @@ impl LimitArgs {
             },
             http2: Http2Limits {
                 streams: self.h2_max_streams,
+                resets,
                 stream_window: self.h2_stream_window,
                 connection_window: self.h2_connection_window,
             },
@@ -210,6 +228,8 @@ pub enum PerClient {
 pub struct Http2Limits {
     /// Streams at one time in a connection.
     pub streams: u32,
+    /// Streams that may be given up at once.
+    pub resets: u32,
     /// Bytes of a body that may be under way in a stream.
     pub stream_window: u32,
     /// The same in a connection.
@@ -225,6 +245,8 @@ impl Default for ClientLimits {
     }
 }
 
+/// As nghttp2 has it, and so whoever is built on it: ten times what is open at one time.
+const MAX_RESETS: u32 = 1000;
 /// Less is no limit but a fault: a busy machine may take as long.
 const SHORTEST: Duration = Duration::from_millis(100);
 

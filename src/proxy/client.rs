@@ -75,6 +75,8 @@ pub enum Expiry {
     Head,
     /// The client does not read what we write.
     Write,
+    /// The client gave up too many streams: cut, behind a GOAWAY (ENHANCE_YOUR_CALM).
+    Resets,
     /// The upstream it was upgraded to is out of the table, and was for long enough.
     Removed,
     /// The time to drain is over: a WebSocket is told so, and ends.
@@ -91,7 +93,7 @@ impl Expiry {
             Self::Drain => 1,
             Self::Removed => 2,
             Self::Leave => 3,
-            Self::Opening | Self::Head | Self::RoomOfHead | Self::Write => 4,
+            Self::Opening | Self::Head | Self::RoomOfHead | Self::Write | Self::Resets => 4,
             Self::Abort => 5,
         }
     }
@@ -130,6 +132,7 @@ pub struct Client {
     since: Cell<Tick>,
     running: Cell<u32>,
     write_blocked_since: Cell<Option<Tick>>,
+    turn: Cell<usize>,
     moved: Cell<u64>,
     has_stalled: Cell<bool>,
     expired: Cell<Option<Expiry>>,
@@ -170,6 +173,7 @@ impl Client {
             phase: Cell::new(Phase::Opening),
             running: Cell::new(0),
             write_blocked_since: Cell::new(None),
+            turn: Cell::new(usize::MAX),
             moved: Cell::new(0),
             has_stalled: Cell::new(false),
             expired: Cell::new(None),
@@ -233,6 +237,11 @@ impl Client {
     pub fn opened(&self, protocol: Protocol) {
         self.protocol.set(protocol);
         self.enter(Phase::Idle);
+    }
+
+    /// The worker's coarse clock.
+    pub fn now(&self) -> Tick {
+        self.sweep.now()
     }
 
     fn enter(&self, phase: Phase) {
@@ -416,6 +425,21 @@ impl Client {
     /// Whether it does not take what we write.
     pub fn is_write_blocked(&self) -> bool {
         self.write_blocked_since.get().is_some()
+    }
+
+    /// So many bytes may be read of it before others have their turn. Without this it is any number.
+    pub fn begin_turn(&self, bytes: usize) {
+        self.turn.set(bytes);
+    }
+
+    /// So many bytes were read of it.
+    pub fn uses_turn(&self, bytes: usize) {
+        self.turn.set(self.turn.get().saturating_sub(bytes));
+    }
+
+    /// Whether it is the turn of others.
+    pub fn turn_is_over(&self) -> bool {
+        self.turn.get() == 0
     }
 
     /// One of its streams had room for so many bytes of a response.

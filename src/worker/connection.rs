@@ -137,6 +137,7 @@ fn limit_of(expiry: Expiry) -> Option<Limit> {
         Expiry::Head => Some(Limit::Head),
         Expiry::Idle => Some(Limit::Idle),
         Expiry::Write => Some(Limit::Write),
+        Expiry::Resets => Some(Limit::Resets),
         Expiry::Room | Expiry::RoomOfHead => Some(Limit::GaveWay),
         Expiry::Drain | Expiry::Removed | Expiry::Leave | Expiry::Abort => None,
     }

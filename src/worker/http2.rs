@@ -6,6 +6,7 @@
 
 mod body;
 mod date;
+mod resets;
 mod socket;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    RecvStream,
+    Reason, RecvStream,
     ext::Protocol,
     server::{Builder, Connection, Handshake, SendResponse},
 };
@@ -28,6 +29,7 @@ use http::{
 use http_body::Body;
 use tracing::debug;
 
+use self::{body::Sent, resets::Resets};
 use super::{connection::LINGER, io::ClientIo};
 use crate::{
     config::ClientLimits,
@@ -42,10 +44,13 @@ use crate::{
     upstream::request_body::incoming::Incoming,
 };
 
-/// Streams that a client reset before they were looked at, at one time: rapid reset (CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 20;
-/// Streams of a connection that were reset for an error of the client's: MadeYouReset (CVE-2025-8671).
-const MAX_ERROR_RESETS: usize = 1024;
+/// Streams of a connection that were reset for an error of the client's. `h2` counts them for as long as there is the
+/// connection, which may be weeks, and refused and malformed ones with them, which cost no exchange: [`Resets`] has what
+/// does.
+const MAX_ERROR_RESETS: usize = 100_000;
+/// How many bytes of a connection are read before others have their turn: `h2` by itself reads on for as long as there is
+/// anything, and a byte may stand for a whole field. A frame of the usual size.
+const TURN: usize = 16 * 1024;
 /// What `h2` charges at most for a small DATA frame that nobody has read yet, in bytes.
 const CRUMB: usize = 256;
 
@@ -58,7 +63,8 @@ pub(super) fn builder(limits: &ClientLimits) -> Builder {
         .initial_connection_window_size(limits.http2.connection_window)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(64 * 1024)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        // Those that were reset before they were looked at, at one time: whoever leaves gives up all that it has open.
+        .max_pending_accept_reset_streams(limits.http2.streams as usize)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         // Two streams full of single bytes: beyond it `h2` ends the connection, which no one stream may bring about by
         // being read slowly. Nor may it be as large as the connection's window, as each frame costs memory.
@@ -77,6 +83,7 @@ pub(super) async fn serve(proxy: &Rc<Proxy>, builder: &Builder, client: &Rc<Clie
         going_away: false,
         gives_way: false,
         closing: None,
+        resets: Resets::new(client.clone(), proxy.limits.http2.resets),
     };
     if let Err(error) = poll_fn(|cx| driver.poll(cx)).await {
         debug!(client = %client.address(), %error, "connection ended");
@@ -93,6 +100,7 @@ struct Driver<'c> {
     gives_way: bool,
     /// Watches over the client's way out.
     closing: Option<Deadline>,
+    resets: Rc<Resets>,
 }
 
 enum Stage {
@@ -106,11 +114,16 @@ impl Driver<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         let client = self.client;
         client.watch(cx);
+        client.begin_turn(TURN);
         if !self.going_away && (client.is_draining() || client.expired().is_some()) {
             self.going_away = true;
             if let Stage::Open(connection) = &mut self.stage {
                 connection.graceful_shutdown();
             }
+        }
+        if let (Some(Expiry::Resets), Stage::Open(connection)) = (client.expired(), &mut self.stage)
+        {
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
         }
         if let Poll::Ready(ended) = self.poll_connection(cx) {
             return Poll::Ready(ended);
@@ -157,7 +170,8 @@ impl Driver<'_> {
         while let Some(accepted) = ready!(connection.poll_accept(cx)) {
             let (request, respond) = accepted?;
             let (proxy, client) = (self.proxy.clone(), self.client.clone());
-            tokio::task::spawn_local(serve_stream(proxy, client, request, respond));
+            let resets = self.resets.clone();
+            tokio::task::spawn_local(serve_stream(proxy, client, resets, request, respond));
         }
         Poll::Ready(Ok(()))
     }
@@ -167,6 +181,7 @@ impl Driver<'_> {
 async fn serve_stream(
     proxy: Rc<Proxy>,
     client: Rc<Client>,
+    resets: Rc<Resets>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
@@ -179,7 +194,7 @@ async fn serve_stream(
         match Incoming::of_stream(received, &parts.headers) {
             Some(body) => (body, None),
             // Malformed (RFC 9113 section 8.1.1).
-            None => return respond.send_reset(h2::Reason::PROTOCOL_ERROR),
+            None => return respond.send_reset(Reason::PROTOCOL_ERROR),
         }
     };
     let stream = Stream::new(respond, socket);
@@ -193,7 +208,7 @@ async fn serve_stream(
         .await
     };
     let Some(response) = response else {
-        return;
+        return resets.count();
     };
     match stream.take_upgrade() {
         Some((upgraded, received)) => {
@@ -206,7 +221,11 @@ async fn serve_stream(
                 Box::pin(upgrade::splice(io, *upgraded, &proxy, socket.client())).await;
             }
         }
-        None => answer(&proxy, &client, &stream, response).await,
+        None => match answer(&proxy, &client, &stream, response).await {
+            Sent::Whole => resets.make_good(),
+            Sent::InPart => {}
+            Sent::GivenUp => resets.count(),
+        },
     }
 }
 
@@ -222,7 +241,7 @@ async fn answer(
     client: &Client,
     stream: &Stream,
     response: Response<ResponseBody>,
-) {
+) -> Sent {
     let (parts, body) = response.into_parts();
     let mut head = dated(Response::from_parts(parts, ()));
     let ends = body.is_end_stream();
@@ -232,10 +251,13 @@ async fn answer(
     {
         head.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
-    let sending = stream.respond(head, ends);
-    if let (false, Ok(sending)) = (ends, sending) {
-        let patience = stream.patience().unwrap_or(proxy.limits.body);
-        body::send(proxy, client, patience, body, sending).await;
+    match stream.respond(head, ends) {
+        Ok(_) if ends => Sent::Whole,
+        Ok(sending) => {
+            let patience = stream.patience().unwrap_or(proxy.limits.body);
+            body::send(proxy, client, patience, body, sending).await
+        }
+        Err(_) => Sent::InPart,
     }
 }
 

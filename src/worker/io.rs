@@ -290,6 +290,10 @@ impl AsyncRead for ClientIo {
             let n = this.replay.len().min(buf.remaining());
             buf.put_slice(&this.replay.split_to(n));
         } else {
+            if this.state.turn_is_over() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match this.poll_raw_read(cx, buf) {
                 Poll::Ready(result) => result?,
                 // Nothing is there to read, so a passed limit may end the connection now: what came before was served.
@@ -323,6 +327,9 @@ impl AsyncRead for ClientIo {
             this.read_eof = true;
         } else {
             this.state.received();
+            if this.strict.is_none() {
+                this.state.uses_turn(buf.filled().len() - before);
+            }
             this.judge(before, buf)?;
         }
         Poll::Ready(Ok(()))

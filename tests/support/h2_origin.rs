@@ -295,12 +295,17 @@ impl Frames {
     }
 
     pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        self.0.send(Self::bytes(kind, flags, stream, payload)).await
+    }
+
+    /// A frame as it is sent.
+    pub fn bytes(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).expect("a short payload");
         let mut bytes = length.to_be_bytes()[1..].to_vec();
         bytes.extend([kind, flags]);
         bytes.extend(stream.to_be_bytes());
         bytes.extend(payload);
-        self.0.send(bytes).await
+        bytes
     }
 
     pub async fn go_away(&mut self, last: u32, code: u32) -> bool {

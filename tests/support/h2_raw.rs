@@ -32,12 +32,31 @@ impl Outcome {
     }
 }
 
-/// Asks by exactly these fields, pseudo fields included and in this order, on a connection of its own.
-pub async fn ask(address: SocketAddr, fields: &[(&[u8], &[u8])]) -> Outcome {
-    let mut wire = Wire::connect(address).await;
+/// `GET /` of `a.test` over HTTP, from the static table but for the authority (RFC 7541 appendix A).
+pub const ASKING: &[u8] = b"\x82\x86\x84\x41\x06a.test";
+
+/// A connection that begins as one of HTTP/2 does.
+pub async fn connect(address: SocketAddr) -> Frames {
+    open(Wire::connect(address).await).await
+}
+
+/// The same over a connection that there is.
+pub async fn open(mut wire: Wire) -> Frames {
     wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     let mut frames = Frames(wire);
     frames.send(SETTINGS, 0, 0, &[]).await;
+    frames
+}
+
+/// Waits for the GOAWAY that ends a connection, and tells its code.
+pub async fn sent_away(frames: &mut Frames) -> u32 {
+    let frame = frames.take_kind(GOAWAY).await.expect("a word of farewell");
+    code(&frame.payload[4..])
+}
+
+/// Asks by exactly these fields, pseudo fields included and in this order, on a connection of its own.
+pub async fn ask(address: SocketAddr, fields: &[(&[u8], &[u8])]) -> Outcome {
+    let mut frames = connect(address).await;
     let block = block(fields);
     let flags = END_HEADERS | END_STREAM;
     frames.send(HEADERS, flags, 1, &block).await;
@@ -50,14 +69,8 @@ async fn outcome(frames: &mut Frames) -> Result<Outcome, End> {
         let frame = frames.take().await?;
         match frame.kind {
             HEADERS if status.is_none() => status = Some(status_of(&frame.payload)),
-            RST_STREAM => {
-                let code = frame.payload[..4].try_into().expect("four bytes");
-                return Ok(Outcome::Reset(u32::from_be_bytes(code)));
-            }
-            GOAWAY => {
-                let code = frame.payload[4..8].try_into().expect("four bytes");
-                return Ok(Outcome::Away(u32::from_be_bytes(code)));
-            }
+            RST_STREAM => return Ok(Outcome::Reset(code(&frame.payload))),
+            GOAWAY => return Ok(Outcome::Away(code(&frame.payload[4..]))),
             _ => {}
         }
         if let Some(status) = status
@@ -67,6 +80,11 @@ async fn outcome(frames: &mut Frames) -> Result<Outcome, End> {
             return Ok(Outcome::Status(status));
         }
     }
+}
+
+fn code(payload: &[u8]) -> u32 {
+    let code = payload[..4].try_into().expect("four bytes");
+    u32::from_be_bytes(code)
 }
 
 /// As literals that are never indexed, nor compressed (RFC 7541 section 6.2.3).

@@ -34,6 +34,8 @@ fn what_is_out_of_bounds_is_refused_with_the_flag_and_the_bounds() {
         ("--max-connections-per-client", "0", "half, or none"),
         ("--max-connections-per-client", "most", "half, or none"),
         ("--h2-max-streams", "0", "1..=10000"),
+        ("--h2-max-resets", "0", "1..=1000000"),
+        ("--h2-max-resets", "99", "--h2-max-streams"),
         ("--h2-stream-window", "1KiB", "from 16KiB to 64MiB"),
         ("--h2-connection-window", "60KiB", "from 64KiB to 1GiB"),
         ("--h2-connection-window", "4GiB", "from 64KiB to 1GiB"),
@@ -84,6 +86,9 @@ fn each_flag_sets_its_limit() {
         assert_eq!(connections(&argument).per_client, expected);
     }
     assert_eq!(of("--h2-max-streams=7").http2.streams, 7);
+    assert_eq!(of("--h2-max-resets=200").http2.resets, 200);
+    assert_eq!(of("--h2-max-streams=7").http2.resets, 1000);
+    assert_eq!(of("--h2-max-streams=7000").http2.resets, 7000);
     assert_eq!(of("--h2-stream-window=16KiB").http2.stream_window, 1 << 14);
     let window = of("--h2-connection-window=2MiB").http2.connection_window;
     assert_eq!(window, 2 << 20);

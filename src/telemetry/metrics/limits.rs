@@ -29,6 +29,8 @@ pub enum Limit {
     ConnectionsPerClient,
     /// `--max-connections`: idle, and closed to make room for another.
     GaveWay,
+    /// `--h2-max-resets`.
+    Resets,
 }
 
 /// `waypost_limit_hits_total{limit}`.
@@ -37,7 +39,7 @@ pub struct LimitHits([IntCounter; Limit::ALL.len()]);
 
 impl Limit {
     /// In the order of their values.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Opening,
         Self::Head,
         Self::Idle,
@@ -49,6 +51,7 @@ impl Limit {
         Self::Connections,
         Self::ConnectionsPerClient,
         Self::GaveWay,
+        Self::Resets,
     ];
 
     fn label(self) -> &'static str {
@@ -64,6 +67,7 @@ impl Limit {
             Self::Connections => "connections",
             Self::ConnectionsPerClient => "connections_per_client",
             Self::GaveWay => "connections_gave_way",
+            Self::Resets => "h2_resets",
         }
     }
 }

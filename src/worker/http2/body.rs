@@ -19,6 +19,17 @@ use crate::{
     upstream::http2::poll_room,
 };
 
+/// How far an answer came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// To its end.
+    Whole,
+    /// Until the upstream broke it off, or the client took nothing for too long.
+    InPart,
+    /// Until the stream was reset.
+    GivenUp,
+}
+
 /// Sends all of it, unless the client resets the stream, or takes nothing for longer than `patience`.
 pub(super) async fn send(
     proxy: &Rc<Proxy>,
@@ -26,7 +37,7 @@ pub(super) async fn send(
     patience: Duration,
     body: ResponseBody,
     stream: SendStream<Bytes>,
-) {
+) -> Sent {
     let mut sending = Sending {
         proxy,
         client,
@@ -37,7 +48,7 @@ pub(super) async fn send(
         is_last: false,
         stalled: None,
     };
-    poll_fn(|cx| sending.poll(cx)).await;
+    poll_fn(|cx| sending.poll(cx)).await
 }
 
 struct Sending<'p> {
@@ -65,37 +76,36 @@ struct Stall {
 }
 
 impl Sending<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
         loop {
             if !self.data.is_empty() {
-                if ready!(self.poll_data(cx)) == Way::Over {
-                    return Poll::Ready(());
+                if let Way::Over(sent) = ready!(self.poll_data(cx)) {
+                    return Poll::Ready(sent);
                 }
                 continue;
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                return self.stream.poll_reset(cx).map(|_| ());
+                return self.stream.poll_reset(cx).map(|_| Sent::GivenUp);
             };
             match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
                 Some(Ok(Ok(data))) => {
                     self.is_last = self.body.is_end_stream();
                     if self.is_last && data.is_empty() {
-                        return self.end();
+                        return Poll::Ready(self.end());
                     }
                     self.data = data;
                 }
                 Some(Ok(Err(frame))) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        let _ = self.stream.send_trailers(trailers);
-                        return Poll::Ready(());
+                        return Poll::Ready(sent(self.stream.send_trailers(trailers)));
                     }
                 }
                 // Cut: the client must not take what it has for all of it.
                 Some(Err(_)) => {
                     self.stream.send_reset(Reason::INTERNAL_ERROR);
-                    return Poll::Ready(());
+                    return Poll::Ready(Sent::InPart);
                 }
-                None => return self.end(),
+                None => return Poll::Ready(self.end()),
             }
         }
     }
@@ -103,16 +113,16 @@ impl Sending<'_> {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Way> {
         let room = match poll_room(&mut self.stream, self.data.len(), cx) {
             Poll::Ready(Some(room)) => room,
-            Poll::Ready(None) => return Poll::Ready(Way::Over),
+            Poll::Ready(None) => return Poll::Ready(Way::Over(Sent::GivenUp)),
             Poll::Pending => return self.poll_stall(cx),
         };
         self.stalled = None;
         self.client.moves(room);
         let piece = self.data.split_to(room);
         let ends = self.is_last && self.data.is_empty();
-        let sent = self.stream.send_data(piece, ends);
-        Poll::Ready(match ends || sent.is_err() {
-            true => Way::Over,
+        let sent = sent(self.stream.send_data(piece, ends));
+        Poll::Ready(match ends || sent != Sent::Whole {
+            true => Way::Over(sent),
             false => Way::On,
         })
     }
@@ -147,12 +157,19 @@ impl Sending<'_> {
         }
         self.body.stalled();
         self.stream.send_reset(Reason::CANCEL);
-        Poll::Ready(Way::Over)
+        Poll::Ready(Way::Over(Sent::InPart))
     }
 
-    fn end(&mut self) -> Poll<()> {
-        let _ = self.stream.send_data(Bytes::new(), true);
-        Poll::Ready(())
+    fn end(&mut self) -> Sent {
+        sent(self.stream.send_data(Bytes::new(), true))
+    }
+}
+
+/// `h2` takes whatever an open stream is given.
+fn sent(taken: Result<(), h2::Error>) -> Sent {
+    match taken {
+        Ok(()) => Sent::Whole,
+        Err(_) => Sent::GivenUp,
     }
 }
 
@@ -160,5 +177,5 @@ impl Sending<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     On,
-    Over,
+    Over(Sent),
 }
