@@ -94,6 +94,7 @@ mod snapshot_file;
 mod snapshot_start;
 mod start_up;
 mod support;
+mod tls_audit;
 mod torn_reads;
 mod upstream_pools;
 mod upstream_proxy_protocol;
