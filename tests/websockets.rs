@@ -339,7 +339,7 @@ async fn a_thousand_idle_sockets_cost_little_memory() {
     let authority = Authority::new();
     let pair = authority.server(&["a.test"]);
     let connector = TlsConnector::from(authority.client_config(&["http/1.1"]));
-    for (scheme, most) in [("http", 16 << 10), ("https", 24 << 10)] {
+    for (scheme, most) in [("http", 8 << 10), ("https", 16 << 10)] {
         let listener = match scheme {
             "http" => "http://127.0.0.1:0".to_owned(),
             _ => format!("https://127.0.0.1:0?{}", pair.query()),

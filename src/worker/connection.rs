@@ -33,7 +33,7 @@ use crate::{
     proxy::{
         Proxy,
         client::{Client, Expiry, Protocol, Refused},
-        upgrade,
+        upgrade::{self, Upgraded},
     },
     telemetry::metrics::Limit,
     upstream::{proxy_protocol::Origin, request_body::incoming::Incoming},
@@ -85,13 +85,27 @@ pub struct Arrival {
     pub admitted: Admitted,
 }
 
-/// Serves one connection to its end.
+/// A connection that HTTP is done with: what it was upgraded to has it now.
+pub struct Switched {
+    io: ClientIo,
+    upgraded: Box<Upgraded>,
+}
+
+impl Switched {
+    /// Carries it to its end.
+    pub async fn splice(self, proxy: &Proxy, client: &Rc<Client>) {
+        upgrade::splice(self.io, *self.upgraded, proxy, client).await;
+        count_limit(proxy, client);
+    }
+}
+
+/// Serves one connection to its end, or until it is upgraded.
 pub async fn serve(
     proxy: &Rc<Proxy>,
     protocols: &Protocols,
     client: &Rc<Client>,
     arrival: Arrival,
-) {
+) -> Option<Switched> {
     let Arrival {
         stream,
         opening,
@@ -106,22 +120,33 @@ pub async fn serve(
     let (stream, replay, protocol) = match opened {
         Some(Ok(opened)) => opened,
         Some(Err(Closed::Refused(refusal))) => {
-            return protocols.refusals.note(proxy, client.address(), &refusal);
+            protocols.refusals.note(proxy, client.address(), &refusal);
+            return None;
         }
-        Some(Err(Closed::TurnedAway)) => return,
+        Some(Err(Closed::TurnedAway)) => return None,
         Some(Err(Closed::Broken(error))) => {
-            return debug!(client = %client.address(), %error, "connection not opened");
+            debug!(client = %client.address(), %error, "connection not opened");
+            return None;
         }
-        None => return count_limit(proxy, client),
+        None => {
+            count_limit(proxy, client);
+            return None;
+        }
     };
     client.opened(protocol);
     let io = ClientIo::new(stream, replay, protocol, client.clone());
-    match protocol {
+    let switched = match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
         // Boxed: connections of HTTP/1.1 would carry the room for it in vain.
-        Protocol::Http2 => Box::pin(http2::serve(proxy, &protocols.http2, client, io)).await,
+        Protocol::Http2 => {
+            Box::pin(http2::serve(proxy, &protocols.http2, client, io)).await;
+            None
+        }
+    };
+    if switched.is_none() {
+        count_limit(proxy, client);
     }
-    count_limit(proxy, client);
+    switched
 }
 
 /// Counts the limit that ended the connection, if one did.
@@ -252,7 +277,12 @@ async fn until_expired<F: Future>(client: &Client, future: F) -> Option<F::Outpu
     .await
 }
 
-async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Client>, io: ClientIo) {
+async fn serve_http1(
+    proxy: &Rc<Proxy>,
+    protocols: &Protocols,
+    client: &Rc<Client>,
+    io: ClientIo,
+) -> Option<Switched> {
     let service = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
         let (parts, body) = request.into_parts();
         Ok::<_, Infallible>(
@@ -280,7 +310,7 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
             match client.take_upgrade() {
                 Some(upgraded) => {
                     io.unread(parts.read_buf);
-                    upgrade::splice(io, *upgraded, proxy, client).await;
+                    return Some(Switched { io, upgraded });
                 }
                 None => close(proxy, client, io).await,
             }
@@ -299,6 +329,7 @@ async fn serve_http1(proxy: &Rc<Proxy>, protocols: &Protocols, client: &Rc<Clien
         }
         None => {}
     }
+    None
 }
 
 /// Ends our half, then waits a little for the client to end its own: a close with bytes unread would be a reset,

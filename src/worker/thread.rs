@@ -333,7 +333,15 @@ impl Local {
         };
         tokio::task::spawn_local(async move {
             let OpenConnection { local, client, .. } = &open;
-            connection::serve(&local.proxy, &local.protocols, client, arrival).await;
+            let serving = connection::serve(&local.proxy, &local.protocols, client, arrival);
+            let Some(switched) = serving.await else {
+                return;
+            };
+            // In a task of its own: this one has room for all that HTTP may ever need, which would stay taken.
+            tokio::task::spawn_local(async move {
+                let OpenConnection { local, client, .. } = &open;
+                switched.splice(&local.proxy, client).await;
+            });
         });
     }
 }
