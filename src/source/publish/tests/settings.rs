@@ -47,6 +47,31 @@ async fn settings_come_and_go_and_a_bad_one_keeps_the_last_good() {
 }
 
 #[tokio::test]
+async fn settings_leave_the_options_of_upstreams_alone() {
+    let bench = Bench::start();
+    let value = r#"{"weight": 2, "backup": true, "max_requests": 3, "tls": {"sni": "b.test"},
+        "pool": {"max_idle": 4}, "proxy_protocol": "v2"}"#;
+    let keys = [
+        ("a.example/10.0.0.1:80", value, 1),
+        ("a.example/10.0.0.2:80", r#"{"protocol": "h2"}"#, 1),
+    ];
+    bench.snapshot(1, &keys).await;
+    let members = || {
+        let route = bench.route("a.example", "/").expect("served");
+        let seen = route.members.iter().map(|member| {
+            let options = (member.weight, member.role, member.max_requests);
+            (member.upstream.identity.clone(), options)
+        });
+        seen.collect::<Vec<_>>()
+    };
+    let before = members();
+    bench
+        .put("a.example/@settings", r#"{"add_prefix": "/x"}"#, 2)
+        .await;
+    assert_eq!(members(), before);
+}
+
+#[tokio::test]
 async fn settings_under_two_spellings_of_a_host_do_not_delete_each_other() {
     let bench = Bench::start();
     let in_force = |bench: &Bench| {
