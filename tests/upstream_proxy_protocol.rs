@@ -220,9 +220,10 @@ async fn the_streams_of_an_http2_client_are_all_of_that_client() {
     let waypost = one_worker().await;
     let upstream = nginx().await;
     waypost.put("a.test", upstream.address(), V2).await;
-    let mut seen = HashSet::new();
+    let (mut seen, mut clients) = (HashSet::new(), Vec::new());
     for _ in 0..2 {
         let client = H2Client::connect(waypost.address()).await;
+        clients.push(client.clone());
         let ask = |client: H2Client| async move {
             let request = Request::get("http://a.test/").body(()).unwrap();
             halves(client.ask(request).await.expect("an answer").text())
