@@ -29,6 +29,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
+pub use self::thread::Work;
 use self::{admission::Admission, thread::Shared, tls::TlsStore};
 use crate::{
     config::Config,
@@ -118,6 +119,32 @@ impl DataPlane {
         access_log: Option<AccessLog>,
         descriptors: Arc<Descriptors>,
     ) -> anyhow::Result<Self> {
+        let (mut data_plane, works) =
+            Self::prepare(config, live, metrics, access_log, descriptors)?;
+        for (index, work) in works.into_iter().enumerate() {
+            let (tell, ended) = oneshot::channel();
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || work.run(tell))
+                .context("starting a worker thread")?;
+            data_plane.workers.push(Worker { thread, ended });
+        }
+        Ok(data_plane)
+    }
+
+    /// Binds every listener, and leaves it to the caller to run the workers: their requests end with this, and nothing
+    /// waits for them.
+    ///
+    /// # Errors
+    ///
+    /// As [`DataPlane::start`].
+    pub fn prepare(
+        config: &Config,
+        live: Arc<Live>,
+        metrics: Arc<Metrics>,
+        access_log: Option<AccessLog>,
+        descriptors: Arc<Descriptors>,
+    ) -> anyhow::Result<(Self, Vec<Work>)> {
         let certificates = config
             .listeners
             .iter()
@@ -186,30 +213,25 @@ impl DataPlane {
         let stage = watch::Sender::new(Stage::Serving);
         let (gate, questions) = Gate::over(config.workers);
         let (loads, worker_loads) = Loads::over(config.workers);
-        let workers = by_worker
-            .into_iter()
-            .zip(questions)
-            .zip(worker_loads)
-            .enumerate()
-            .map(|(index, ((accepting, questions), loads))| {
-                let (shared, stage) = (shared.clone(), stage.subscribe());
-                let (tell, ended) = oneshot::channel();
-                let thread = std::thread::Builder::new()
-                    .name(format!("worker-{index}"))
-                    .spawn(move || thread::run(shared, loads, accepting, stage, questions, tell))
-                    .context("starting a worker thread")?;
-                Ok(Worker { thread, ended })
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self {
+        let works = by_worker.into_iter().zip(questions).zip(worker_loads);
+        let works = works.map(|((accepting, questions), loads)| Work {
+            shared: shared.clone(),
+            loads,
+            accepting,
+            stage: stage.subscribe(),
+            questions,
+        });
+        let works = works.collect();
+        let data_plane = Self {
             addresses,
             certificates: certificates.into_iter().flatten().collect(),
             stage,
-            workers,
+            workers: Vec::with_capacity(config.workers),
             gate,
             loads,
             dialler: shared.dialler(),
-        })
+        };
+        Ok((data_plane, works))
     }
 
     /// The addresses that were bound, in the order of the listeners (port 0 resolved).

@@ -91,26 +91,36 @@ const GIVEN: usize = 16;
 /// How long idle connections may take to close, once nothing runs any more.
 const LAST_CLOSES: Duration = Duration::from_secs(3);
 
-/// Runs one worker until the process has drained; then tells how many requests were cut.
-pub(super) fn run(
-    shared: Shared,
-    loads: WorkerLoads,
-    accepting: Vec<Accepting>,
-    stage: watch::Receiver<Stage>,
-    questions: mpsc::Receiver<Question>,
-    tell: oneshot::Sender<usize>,
-) {
-    let runtime = match Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return error!(%error, "a worker's runtime could not be built"),
-    };
-    let cut = runtime.block_on(work(shared, loads, accepting, stage, questions));
-    drop(runtime);
-    // The other side may have given up waiting.
-    let _ = tell.send(cut);
+/// A worker whose sockets listen, and which nobody runs yet.
+pub struct Work {
+    pub(super) shared: Shared,
+    pub(super) loads: WorkerLoads,
+    pub(super) accepting: Vec<Accepting>,
+    pub(super) stage: watch::Receiver<Stage>,
+    pub(super) questions: mpsc::Receiver<Question>,
+}
+
+impl Work {
+    /// Has a thread to itself until the process has drained; then tells how many requests were cut.
+    pub(super) fn run(self, tell: oneshot::Sender<usize>) {
+        let runtime = match Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return error!(%error, "a worker's runtime could not be built"),
+        };
+        let cut = runtime.block_on(work(self));
+        drop(runtime);
+        // The other side may have given up waiting.
+        let _ = tell.send(cut);
+    }
+
+    /// The same on the caller's thread, in a `LocalRuntime` or a `LocalSet` that may have other tasks: in a test nothing
+    /// then happens at the same time as anything else.
+    pub async fn here(self) -> usize {
+        work(self).await
+    }
 }
 
 /// What the tasks of one worker share.
@@ -125,13 +135,14 @@ struct Local {
     most_idle: usize,
 }
 
-async fn work(
-    shared: Shared,
-    loads: WorkerLoads,
-    accepting: Vec<Accepting>,
-    mut stage: watch::Receiver<Stage>,
-    questions: mpsc::Receiver<Question>,
-) -> usize {
+async fn work(work: Work) -> usize {
+    let Work {
+        shared,
+        loads,
+        accepting,
+        mut stage,
+        questions,
+    } = work;
     let sweep = Rc::new(Sweep::default());
     let dialler = Rc::new(shared.dialler());
     let local = Rc::new(Local {
