@@ -11,13 +11,6 @@ use http2::{AFTER, BROKEN, Came, Frames, Goes, PASSED, REFUSED};
 use recorder::{Arrived, Recorder};
 use requests::{Case, Fate, Then, all, get};
 
-use rand::{SeedableRng, rngs::StdRng};
-
-use crate::fuzzing::{
-    assembled,
-    reference::{self, Ends, Request},
-    seed,
-};
 use crate::support::{
     http::{End, Message, Wire},
     waypost::Waypost,
@@ -73,62 +66,6 @@ async fn requests_of_http2_are_refused_or_arrive_as_one_canonical_request() {
         faults.len(),
         faults.join("\n")
     );
-}
-
-/// What requests are made of, well-formed and not. Targets and hosts have tests of their own.
-const PIECES: &[&str] = &[
-    "GET /a HTTP/1.1\r\nHost: a.test\r\n\r\n",
-    "GET /b HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n",
-    "POST /c HTTP/1.1\r\nHost: a.test\r\n",
-    "PUT /d HTTP/1.1\r\nHost: a.test\r\n",
-    "Content-Length: 5\r\n",
-    "Content-Length: 5\r\n\r\nhello",
-    "Content-Length: 0\r\n",
-    "Transfer-Encoding: chunked\r\n",
-    "Transfer-Encoding: chunked\r\n\r\n",
-    "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-    "Connection: close\r\n",
-    "Connection: upgrade\r\nUpgrade: h2c\r\n",
-    "X: y\r\n",
-    "5\r\nhello\r\n",
-    "2;a=\"b\"\r\nhi\r\n",
-    "0\r\n",
-    "X-T: 1\r\n",
-    "\r\n",
-    "\r\n\r\n",
-    "hello",
-    "\n",
-    "\r",
-];
-
-/// How many streams of requests are made up.
-const STREAMS: usize = 2000;
-
-#[tokio::test]
-async fn made_up_requests_are_taken_as_a_strict_reader_takes_them() {
-    let bench = Bench::start().await;
-    let mut random = StdRng::seed_from_u64(seed());
-    let mut compared = 0;
-    for _ in 0..STREAMS {
-        let mut bytes = assembled(&mut random, PIECES);
-        bytes.extend_from_slice(b"GET /end HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n");
-        let (expected, ends) = reference::read(&bytes);
-        // Of what is not whole more would be awaited; other targets are for another test.
-        let is_known =
-            |request: &Request| request.line.rsplit(' ').next().is_some_and(is_known_path);
-        if matches!(ends, Ends::Early | Ends::Elsewhere) || !expected.iter().all(is_known) {
-            continue;
-        }
-        compared += 1;
-        let fault = bench.compare(&bytes, &expected, ends).await.err();
-        let text = String::from_utf8_lossy(&bytes);
-        assert_eq!(fault, None, "{text:?}");
-    }
-    assert!(compared > STREAMS / 4, "{compared}");
-}
-
-fn is_known_path(path: &str) -> bool {
-    matches!(path, "/a" | "/b" | "/c" | "/d" | "/end")
 }
 
 /// One worker, and one upstream for every host: what is sent to it comes over one connection as long as none breaks.
@@ -257,43 +194,6 @@ impl Bench {
             ));
         }
         Ok(())
-    }
-}
-
-impl Bench {
-    /// Sends a stream of requests: those and no others are to arrive, and each is to get its own answer.
-    async fn compare(&self, bytes: &[u8], expected: &[Request], ends: Ends) -> Result<(), String> {
-        let mut client = Wire::connect(self.waypost.address()).await;
-        client.send(bytes).await;
-        for request in expected {
-            let (method, path) = request.line.split_once(' ').unwrap_or_default();
-            own(client.try_response(method).await, path)?;
-        }
-        match ends {
-            Ends::Refused => broken_or_refused(client).await?,
-            _ => nothing_more(client).await?,
-        }
-        own(fresh(self.waypost.address()).await, "/fresh")?;
-        let mut arrived = self.origin.take();
-        arrived.retain(|arrived| arrived.whole && arrived.line != "GET /fresh HTTP/1.1");
-        let arrived = arrived.into_iter().map(|arrived| Request {
-            line: arrived.line.replace(" HTTP/1.1", ""),
-            body: arrived.body,
-        });
-        let arrived: Vec<Request> = arrived.collect();
-        match arrived == expected {
-            true => Ok(()),
-            false => Err(format!("{expected:?} expected, {arrived:?}")),
-        }
-    }
-}
-
-/// No answer but an error of ours, and the end.
-async fn broken_or_refused(mut client: Wire) -> Result<(), String> {
-    match client.try_response("GET").await {
-        Err(_) => Ok(()),
-        Ok(answer) if answer.status() >= 400 => nothing_more(client).await,
-        other => Err(format!("to be refused, but {other:?}")),
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Ends {
     Refused,
     /// Before one is whole.
     Early,
-    /// With one of another host: it has no rules for those.
+    /// With one that it has no rules for: of a host, a target or a protocol that others have tests for.
     Elsewhere,
 }
 
@@ -27,8 +27,11 @@ type Read<'b, T> = Result<(T, &'b [u8]), Ends>;
 /// The requests at the front of `bytes`, and how they end.
 pub fn read(mut bytes: &[u8]) -> (Vec<Request>, Ends) {
     let mut requests = Vec::new();
+    if bytes.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") {
+        return (requests, Ends::Elsewhere);
+    }
     loop {
-        match next(bytes) {
+        match next(bytes, host) {
             Ok(((request, Then::Goes), rest)) => {
                 requests.push(request);
                 bytes = rest;
@@ -42,13 +45,21 @@ pub fn read(mut bytes: &[u8]) -> (Vec<Request>, Ends) {
     }
 }
 
+/// The first request as an upstream gets it, whatever its host, and what follows it.
+///
+/// # Errors
+/// How else they end.
+pub fn one(bytes: &[u8]) -> Read<'_, Request> {
+    next(bytes, |_| Ok(())).map(|((request, _), rest)| (request, rest))
+}
+
 /// Whether another request may follow.
 enum Then {
     Goes,
     Stops,
 }
 
-fn next(bytes: &[u8]) -> Read<'_, (Request, Then)> {
+fn next(bytes: &[u8], host: fn(&[u8]) -> Result<(), Ends>) -> Read<'_, (Request, Then)> {
     let (mut rest, mut empty) = (bytes, 0);
     while let (b"", after) = line(rest)? {
         rest = after;
@@ -78,11 +89,23 @@ fn next(bytes: &[u8]) -> Read<'_, (Request, Then)> {
             .collect()
     };
     let hosts = all("host");
+    let (method, target) = (
+        head.method.unwrap_or_default(),
+        head.path.unwrap_or_default(),
+    );
     match hosts[..] {
-        [b"a.test"] => {}
+        [named] => host(named)?,
         [] if !is_new => {}
-        [_] => return Err(Ends::Elsewhere),
         _ => return Err(Ends::Refused),
+    }
+    match (method, target) {
+        ("CONNECT", _) => return Err(Ends::Refused),
+        ("OPTIONS", "*") => {}
+        (_, "*") => return Err(Ends::Refused),
+        // How far they go is another matter.
+        ("OPTIONS" | "TRACE", _) if !all("max-forwards").is_empty() => return Err(Ends::Elsewhere),
+        (_, path) if is_path(path) => {}
+        _ => return Err(Ends::Elsewhere),
     }
     let (body, rest) = match (&all("transfer-encoding")[..], &all("content-length")[..]) {
         ([], []) => (Vec::new(), body),
@@ -100,29 +123,46 @@ fn next(bytes: &[u8]) -> Read<'_, (Request, Then)> {
         ([coding], []) if is_new && coding.eq_ignore_ascii_case(b"chunked") => chunked(body)?,
         _ => return Err(Ends::Refused),
     };
-    let options = all("connection").join(&b',');
+    // A line that is no text says nothing.
+    let mut lines = all("connection");
+    lines.retain(|line| line.is_ascii());
+    let options = lines.join(&b',');
     let has = |wanted: &[u8]| {
         let mut options = options.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
         options.any(|option| option.eq_ignore_ascii_case(wanted))
     };
     let stops = has(b"close") || (!is_new && !has(b"keep-alive"));
-    let line = format!(
-        "{} {}",
-        head.method.unwrap_or_default(),
-        head.path.unwrap_or_default()
-    );
+    let line = format!("{method} {target}");
     let then = if stops { Then::Stops } else { Then::Goes };
     Ok(((Request { line, body }, then), rest))
 }
 
-/// A line without its CRLF.
+/// Passes hosts of which there can be no two opinions.
+fn host(authority: &[u8]) -> Result<(), Ends> {
+    let mut parts = authority.split(|byte| *byte == b':');
+    let (host, port) = (parts.next().unwrap_or_default(), parts.next());
+    let mut labels = host.split(|byte| *byte == b'.');
+    let is_plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_name = host.len() < 200
+        && labels.all(|label| label.iter().all(is_plain) && (1..60).contains(&label.len()))
+        && port.is_none_or(|port| length(port).is_some_and(|port| port < 1 << 16))
+        && parts.next().is_none();
+    is_name.then_some(()).ok_or(Ends::Elsewhere)
+}
+
+/// Paths and queries of what RFC 3986 lets stand in them.
+fn is_path(target: &str) -> bool {
+    let is_plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%/?".contains(&byte);
+    target.starts_with('/') && target.bytes().all(is_plain)
+}
+
+/// A line without its CRLF; whoever wants it judges what else is in it.
 fn line(bytes: &[u8]) -> Read<'_, &[u8]> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let (line, rest) = bytes.split_at(end.ok_or(Ends::Early)?);
-    match line.strip_suffix(b"\r") {
-        Some(line) if !line.contains(&b'\r') => Ok((line, &rest[1..])),
-        _ => Err(Ends::Refused),
-    }
+    let line = line.strip_suffix(b"\r").ok_or(Ends::Refused)?;
+    Ok((line, &rest[1..]))
 }
 
 fn length(text: &[u8]) -> Option<usize> {
