@@ -89,6 +89,11 @@ async fn heads_beyond_the_defaults_are_431_and_414() {
         (of_size(10, 70 * kib), 414, "target_size"),
         (of_size(10, 200 * kib), 414, "target_size"),
         (of_size(10, 4 << 20), 414, "target_size"),
+        // Both are too much, and the target comes first.
+        (of_size(70 * kib, 70 * kib), 414, "target_size"),
+        // What follows is another request.
+        (with_fields(150) + "GET /next", 431, "header_size"),
+        (of_size(85 * kib, 10) + "GET /next", 431, "header_size"),
     ] {
         let before = hits(&waypost, limit).await;
         let length = request.len();
@@ -181,6 +186,23 @@ async fn a_head_that_takes_too_long_is_408() {
     }
     // Who has asked for nothing takes no time for it.
     assert_eq!(idle.ask(GET).await.status(), 200);
+}
+
+#[tokio::test]
+async fn empty_lines_begin_no_request() {
+    let (waypost, _origin) = serving(impatient("--header-timeout")).await;
+    let mut asked = Wire::connect(waypost.address()).await;
+    assert_eq!(asked.ask(GET).await.status(), 200);
+    let new = Wire::connect(waypost.address()).await;
+    for mut client in [asked, new] {
+        client.send("\r\n").await;
+        assert!(client.is_silent_for(Duration::from_millis(1200)).await);
+        client.send("\r\n").await;
+        assert_eq!(client.ask(GET).await.status(), 200);
+        // Behind one a head has no more time than any other.
+        client.send("\r\nG").await;
+        assert_refused(&client.response("GET").await, 408);
+    }
 }
 
 #[tokio::test]

@@ -204,3 +204,19 @@ async fn oversized_requests_are_refused_each_in_its_way() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_line_without_cr_is_refused_in_words_wherever_a_buffer_ends() {
+    let waypost = Waypost::builder().start().await;
+    for around in [1 << 10, 8 << 10, 9 << 10, 16 << 10, 32 << 10] {
+        for length in around - 6..=around + 6 {
+            let head = "GET / HTTP/1.1\r\nHost: a.test\r\nX: ";
+            let request = format!("{head}{}\n", "x".repeat(length - head.len() - 1));
+            let mut client = Wire::connect(waypost.address()).await;
+            client.send(&request).await;
+            let answer = client.try_response("GET").await;
+            let status = answer.map(|answer| answer.status());
+            assert_eq!(status, Ok(400), "{length} bytes");
+        }
+    }
+}

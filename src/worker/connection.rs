@@ -26,6 +26,7 @@ use super::{
     io::{ClientIo, ClientStream},
     proxy_protocol,
     refusals::{Refusal, Refusals},
+    strict::StrictFraming,
     tls::refused_certificate,
 };
 use crate::{
@@ -134,7 +135,9 @@ pub async fn serve(
         }
     };
     client.opened(protocol);
-    let io = ClientIo::new(stream, replay, protocol, client.clone());
+    let strict = || StrictFraming::new(proxy.limits.target_bytes);
+    let strict = (protocol == Protocol::Http1).then(strict);
+    let io = ClientIo::new(stream, replay, strict, client.clone());
     let switched = match protocol {
         Protocol::Http1 => serve_http1(proxy, protocols, client, io).await,
         // Boxed: connections of HTTP/1.1 would carry the room for it in vain.

@@ -24,7 +24,7 @@ use tokio_rustls::server::TlsStream;
 use super::strict::{StrictFraming, Verdict};
 use crate::{
     proxy::{
-        client::{Client, Expiry, Phase, Protocol, Refused},
+        client::{Client, Expiry, Phase, Refused},
         upgrade::Side,
     },
     telemetry::metrics::Limit,
@@ -72,12 +72,17 @@ pub struct ClientIo {
 }
 
 impl ClientIo {
-    /// Wraps a stream whose first bytes, `replay`, were read already.
-    pub fn new(stream: ClientStream, replay: Bytes, protocol: Protocol, state: Rc<Client>) -> Self {
+    /// Wraps a stream whose first bytes, `replay`, were read already. `strict` is for HTTP/1.1.
+    pub fn new(
+        stream: ClientStream,
+        replay: Bytes,
+        strict: Option<StrictFraming>,
+        state: Rc<Client>,
+    ) -> Self {
         Self {
             stream,
             replay,
-            strict: (protocol == Protocol::Http1).then(StrictFraming::default),
+            strict,
             state,
             interim: BytesMut::new(),
             read_eof: false,
@@ -96,9 +101,9 @@ impl ClientIo {
     }
 
     /// Shows what was read, from `before` on, to the strict framing, and does as it says.
-    fn judge(&mut self, before: usize, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+    fn judge(&mut self, before: usize, buf: &mut ReadBuf<'_>) {
         let Some(strict) = self.strict.as_mut().filter(|_| !self.state.is_upgraded()) else {
-            return Ok(());
+            return;
         };
         match strict.check(&buf.filled()[before..]) {
             Verdict::Pass => {}
@@ -110,13 +115,12 @@ impl ClientIo {
             }
             Verdict::Refuse(count, spoils) => {
                 buf.set_filled(before + count);
-                if buf.remaining() < spoils.len() {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-                buf.put_slice(spoils);
+                // What there is no room for is read next, in the place of all that follows.
+                let (now, then) = spoils.split_at(spoils.len().min(buf.remaining()));
+                buf.put_slice(now);
+                self.replay = Bytes::from_static(then);
             }
         }
-        Ok(())
     }
 
     /// Until an upgrade is answered, what comes is kept, as nobody knows what it is; only an end is told.
@@ -234,7 +238,7 @@ impl ClientIo {
                 if self
                     .strict
                     .as_ref()
-                    .is_some_and(StrictFraming::is_in_request_line) =>
+                    .is_some_and(StrictFraming::has_long_target) =>
             {
                 TARGET
             }
@@ -326,11 +330,14 @@ impl AsyncRead for ClientIo {
         if buf.filled().len() == before {
             this.read_eof = true;
         } else {
-            this.state.received();
             if this.strict.is_none() {
                 this.state.uses_turn(buf.filled().len() - before);
             }
-            this.judge(before, buf)?;
+            this.judge(before, buf);
+            let strict = this.strict.as_ref();
+            if !strict.is_some_and(StrictFraming::is_in_empty_lines) {
+                this.state.received();
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -36,6 +36,10 @@ pub struct StrictFraming {
     line_ends_in_cr: bool,
     /// What the head says so far.
     head: Head,
+    longest_target: usize,
+    /// How much of a request line has come in pieces.
+    request_line: usize,
+    has_long_target: bool,
 }
 
 /// What is to become of the bytes shown.
@@ -97,6 +101,14 @@ enum Coding {
 struct Refused;
 
 impl StrictFraming {
+    /// Before the first request. Targets may have so many bytes.
+    pub fn new(longest_target: usize) -> Self {
+        Self {
+            longest_target,
+            ..Self::default()
+        }
+    }
+
     /// Follows these bytes.
     pub fn check(&mut self, bytes: &[u8]) -> Verdict {
         let mut at = 0;
@@ -156,9 +168,15 @@ impl StrictFraming {
         Verdict::Pass
     }
 
-    /// Whether a part of a request line has come, and not its end.
-    pub fn is_in_request_line(&self) -> bool {
-        matches!(self.place, Place::Start(_)) && !self.line.is_empty()
+    /// Whether a request line came that is longer than targets may be: the request will be refused for it, and no other
+    /// follows.
+    pub fn has_long_target(&self) -> bool {
+        self.has_long_target || self.request_line > self.longest_target
+    }
+
+    /// Whether nothing came since the last request but empty lines, which begin none (section 2.2).
+    pub fn is_in_empty_lines(&self) -> bool {
+        matches!(self.place, Place::Start(1..)) && self.line.is_empty()
     }
 
     /// Goes past the lines that say nothing of framing, and past the head's end if none did: how far that is.
@@ -167,6 +185,10 @@ impl StrictFraming {
         if length > 0 {
             if self.place != Place::Fields {
                 self.head = Head::default();
+                if length > self.longest_target {
+                    let end = memchr(b'\n', bytes).unwrap_or_default();
+                    self.has_long_target |= end > self.longest_target;
+                }
             }
             self.place = match ends {
                 true if self.head.upgrade => return length - END.len(),
@@ -195,6 +217,9 @@ impl StrictFraming {
     fn keep(&mut self, part: &[u8]) {
         if let Some(last) = part.last() {
             self.line_ends_in_cr = *last == b'\r';
+            if matches!(self.place, Place::Start(_)) {
+                self.request_line += part.len();
+            }
             let room = MAX_KEPT - self.line.len();
             self.line.extend_from_slice(&part[..part.len().min(room)]);
         }
@@ -207,6 +232,8 @@ impl StrictFraming {
             (Place::Start(count), true) => Place::Start(count + 1),
             (Place::Start(_), false) => {
                 self.head = Head::default();
+                let length = line.len().max(std::mem::take(&mut self.request_line));
+                self.has_long_target |= length > self.longest_target;
                 Place::Fields
             }
             // hyper would wait for more of a head with such a line at its end.

@@ -2,7 +2,7 @@ use super::*;
 
 /// Shows `bytes` in pieces; what hyper is to see of them, and where it paused. What a pause holds back is shown again.
 fn seen(bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<usize>) {
-    let (mut strict, mut seen, mut pauses) = (StrictFraming::default(), Vec::new(), Vec::new());
+    let (mut strict, mut seen, mut pauses) = (StrictFraming::new(1000), Vec::new(), Vec::new());
     let mut ends = pieces.to_vec();
     ends.push(bytes.len());
     let mut at = 0;
@@ -117,4 +117,23 @@ fn a_line_that_is_longer_than_what_is_kept_is_judged_by_its_start_and_end() {
             assert_eq!(whole, passes, "{field:?} by {step}");
         }
     }
+}
+
+#[test]
+fn a_long_target_is_known_however_it_comes() {
+    let request = |path: usize| format!("GET /{} HTTP/1.1\r\nX: y\r\n\r\n", "a".repeat(path));
+    let follows = "GET /aaaaaaaaaa";
+    for (path, is_long) in [(900, false), (1100, true), (70_000, true)] {
+        let stream = format!("{}{}{follows}", request(10), request(path));
+        for step in [1, 7, 500, 1000, 100_000] {
+            let mut strict = StrictFraming::new(1000);
+            for piece in stream.as_bytes().chunks(step) {
+                assert_eq!(strict.check(piece), Verdict::Pass);
+            }
+            assert_eq!(strict.has_long_target(), is_long, "{path} by {step}");
+        }
+    }
+    let mut strict = StrictFraming::new(1000);
+    strict.check(&request(1100).into_bytes()[..1050]);
+    assert!(strict.has_long_target(), "no end yet");
 }
