@@ -38,6 +38,7 @@ mod faults_members;
 mod faults_network;
 mod faults_scale;
 mod faults_streams;
+mod faults_surplus;
 mod faults_upstreams;
 mod fleet;
 mod fleet_deploy;
