@@ -144,6 +144,8 @@ mod tests {
             ("/hosts/*.Example.com/[::1]:80", "*.example.com", "[::1]:80"),
             ("/hosts/a/unix:%2Frun%2Fa.sock", "a", "unix:%2Frun%2Fa.sock"),
             ("/hosts/a/x:y/b:1", "a/x:y", "b:1"),
+            // As a key has to spell them.
+            ("/hosts/a/x%3fy%23/b:1", "a/x%3Fy%23", "b:1"),
             ("/hosts/a/@settings", "a", "@settings"),
             ("/hosts/a/b/@settings", "a/b", "@settings"),
         ] {

@@ -1,8 +1,9 @@
 //! Path prefixes, and the form of a path they are compared in.
 //!
 //! In that form every percent triple of a printable ASCII character is decoded, except of `/` and `%` (an encoded
-//! slash separates no segments); everything else is an upper-case triple, so it is always ASCII. Requests are
-//! looked up in it, with `.`, `..` and empty segments resolved as an upstream would; what is forwarded stays as it came.
+//! slash separates no segments) and of `?` and `#` (which end a path unless they are encoded); everything else is an
+//! upper-case triple, so it is always ASCII. Requests are looked up in it, with `.`, `..` and empty segments resolved as
+//! an upstream would; what is forwarded stays as it came.
 
 use std::{borrow::Cow, fmt, fmt::Write as _, str::FromStr};
 
@@ -224,7 +225,7 @@ fn canonical_segment(raw: &str) -> Cow<'_, str> {
             .flatten();
         at += if triple.is_some() { 3 } else { 1 };
         match triple {
-            Some(decoded) if is_kept(decoded) && !matches!(decoded, b'/' | b'%') => {
+            Some(decoded) if is_kept(decoded) && !b"/%?#".contains(&decoded) => {
                 canonical.push(char::from(decoded));
             }
             Some(decoded) => push_triple(&mut canonical, decoded),
