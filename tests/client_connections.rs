@@ -6,7 +6,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
     gated::{Gated, begin},
-    http::{End, Wire, get},
+    http::{End, Wire, get, timed},
     origin::Origin,
     tls::Authority,
     waypost::{Builder, Waypost, eventually},
@@ -307,4 +307,22 @@ async fn the_last_accepts_wait_for_descriptors() {
     let answer = queued.response("GET").await;
     assert_eq!(answer.status(), 200, "{answer:?}");
     assert_eq!(waypost.wait_exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn who_left_is_not_waited_for_whatever_it_said_last() {
+    let (waypost, _origin) = serving(Waypost::builder()).await;
+    for behind in [
+        "",
+        "x",
+        "GET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\n\r\nx",
+    ] {
+        let mut client = Wire::connect(waypost.address()).await;
+        // Without a Host it is refused, and its connection closed.
+        client.send(format!("GET / HTTP/1.1\r\n\r\n{behind}")).await;
+        assert_eq!(client.response("GET").await.status(), 400);
+        drop(client);
+        let ((), took) = timed(until_open(&waypost, 0)).await;
+        assert!(took < Duration::from_millis(1500), "{behind:?}: {took:?}");
+    }
 }

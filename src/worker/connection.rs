@@ -344,6 +344,7 @@ async fn close(proxy: &Rc<Proxy>, client: &Client, mut io: ClientIo) {
     deadline
         .limit(async {
             if io.shutdown().await.is_ok() && lingers {
+                io.read_on();
                 read_out(&mut io).await;
             }
         })

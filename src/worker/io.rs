@@ -100,6 +100,14 @@ impl ClientIo {
         };
     }
 
+    /// Reads all that comes, as none of it is answered any more.
+    pub(super) fn read_on(&mut self) {
+        if let Some(strict) = &mut self.strict {
+            strict.stop();
+        }
+        self.state.resume_reading();
+    }
+
     /// Shows what was read, from `before` on, to the strict framing, and does as it says.
     fn judge(&mut self, before: usize, buf: &mut ReadBuf<'_>) {
         let Some(strict) = self.strict.as_mut().filter(|_| !self.state.is_upgraded()) else {

@@ -71,7 +71,7 @@ enum Place {
     ChunkCr,
     ChunkLf,
     Trailers,
-    /// In what hyper or the proxy refuses: the connection ends with that.
+    /// In what hyper or the proxy refuses, or behind it: the connection ends with that.
     Over,
 }
 
@@ -166,6 +166,11 @@ impl StrictFraming {
             }
         }
         Verdict::Pass
+    }
+
+    /// Nothing that comes from now on is a request.
+    pub fn stop(&mut self) {
+        self.place = Place::Over;
     }
 
     /// Whether a request line came that is longer than targets may be: the request will be refused for it, and no other

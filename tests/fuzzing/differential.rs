@@ -27,6 +27,8 @@ use super::{
 
 /// Who answers within no such time never does.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A connection whose client is gone is not kept for so long.
+const GONE: Duration = Duration::from_millis(1500);
 
 /// What is refused by one reader is refused by the other, and upstreams get the requests before it and no others, with the
 /// same bodies; each is answered with its own answer.
@@ -83,7 +85,7 @@ impl Bench {
         self.arrived.requests.take();
         let talk = self.runtime.block_on(async {
             let talk = timeout(PATIENCE, self.talk(bytes, &expected, ends)).await;
-            let settled = timeout(PATIENCE, self.settle()).await;
+            let settled = timeout(GONE, self.settle()).await;
             settled.expect("a connection ends once its client is gone");
             talk.unwrap_or_else(|_| Err("it waits".to_owned()))
         });
