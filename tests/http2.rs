@@ -10,7 +10,11 @@ use hyper::{
     client::conn::http2::{self, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, process::Command, time::timeout};
+use tokio::{
+    net::TcpStream,
+    process::Command,
+    time::{sleep, timeout},
+};
 
 use crate::support::{
     http::Wire,
@@ -18,6 +22,8 @@ use crate::support::{
     tls::Authority,
     waypost::{Waypost, eventually},
 };
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 type Body = BoxBody<Bytes, std::convert::Infallible>;
 
@@ -385,6 +391,42 @@ async fn h2load_loses_no_request() {
         );
     }
     eventually("all are counted", async || origin.requests().len() == 4000).await;
+}
+
+/// What a client of another make had on its way when the process began to drain is served; the rest was not looked at.
+#[tokio::test]
+async fn h2load_gets_every_answer_of_a_process_that_drains() {
+    let origin = Origin::run(async |mut served| {
+        while served.request().await.is_some() {
+            sleep(Duration::from_millis(20)).await;
+            served.send(OK).await;
+        }
+    })
+    .await;
+    for version in ["h2c", "http/1.1"] {
+        let before = origin.requests().len();
+        let mut waypost = Waypost::builder().flag("--drain-delay", "0").start().await;
+        waypost.put("*", &origin, "").await;
+        let url = format!("http://{}/", waypost.address());
+        let arguments = ["-n", "100000", "-c", "4", "-m", "25", "-p", version, &url];
+        let loading = run("h2load", &arguments);
+        let draining = async {
+            origin.asked(before + 300).await;
+            waypost.signal("TERM");
+            waypost.wait_exit().await
+        };
+        let (output, code) = tokio::join!(loading, draining);
+        assert_eq!(code, Some(0), "{version}: nothing was cut");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let codes = printed.split_once("status codes: ").expect("a summary").1;
+        let (good, rest) = codes.split_once(' ').expect("numbers");
+        assert!(
+            rest.starts_with("2xx, 0 3xx, 0 4xx, 0 5xx"),
+            "{version}: {printed}"
+        );
+        let served = origin.requests().len() - before;
+        assert_eq!(good.parse(), Ok(served), "{version}: {printed}");
+    }
 }
 
 #[tokio::test]

@@ -29,3 +29,16 @@ async fn a_foreign_client_and_server_notice_nothing() {
         waypost.delete("a.test", &server).await;
     }
 }
+
+#[tokio::test]
+async fn a_foreign_server_behind_http2_is_talked_to_by_a_client_of_http1() {
+    let waypost = Waypost::builder().start().await;
+    let server = foreign::Server::start("websocket_http2_server.py", &[]).await;
+    waypost
+        .put("a.test", &server, r#"{"protocol": "h2"}"#)
+        .await;
+    let port = waypost.address().port().to_string();
+    let printed = foreign::run("websocket_client.py", &[&port, "plain"]).await;
+    assert_eq!(printed.lines().count(), 5, "{printed}");
+    server.says("closed 4001 bye").await;
+}

@@ -175,9 +175,11 @@ impl Flow {
         if self.down.is_over() && self.up.is_over() {
             return Poll::Ready(End::Closed);
         }
-        // Half of it may have ended, and nothing be there to write. What an upstream said before its reset is read first.
-        let is_gone = client.poll_gone(cx).is_ready()
-            || (self.down.is_over() && upstream.poll_gone(cx).is_ready());
+        // Half of it may have ended, and nothing be there to write. What an upstream said before its reset is read first;
+        // who is to close has little time anyway, and may well reset what it has ended.
+        let is_gone = self.closing.is_none()
+            && (client.poll_gone(cx).is_ready()
+                || (self.down.is_over() && upstream.poll_gone(cx).is_ready()));
         if is_gone {
             return Poll::Ready(End::Cut);
         }
