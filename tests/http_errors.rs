@@ -268,3 +268,13 @@ async fn a_request_head_that_never_ends_is_408() {
     assert!((9..13).contains(&took.as_secs()), "{took:?}");
     assert_eq!(client.end().await, End::Fin);
 }
+
+/// An empty one is as good as any (RFC 9112 section 4).
+#[tokio::test]
+async fn a_status_that_has_no_name_is_given_none() {
+    let origin = Origin::answering("HTTP/1.1 599 Odd\r\nContent-Length: 2\r\n\r\nok").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    let response = ask(waypost.address(), "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(response.head.line, "HTTP/1.1 599 ");
+}

@@ -250,6 +250,30 @@ async fn what_looks_like_a_forwarded_field_is_dropped_from_strangers() {
     }
 }
 
+/// Who is trusted for what it says itself may pass on what its clients write.
+#[tokio::test]
+async fn spellings_of_a_forwarded_field_are_dropped_from_trusted_proxies_too() {
+    let origin = Origin::answering(EMPTY).await;
+    let waypost = Waypost::builder()
+        .flag("--trusted-proxies", "127.0.0.1")
+        .start()
+        .await;
+    waypost.put("a.test", &origin, "").await;
+    for (name, expected) in [
+        ("X_Forwarded_For", None),
+        ("X-Forwarded_Proto", None),
+        ("X_Real-IP", None),
+        ("X-Real-IP", Some("6.6.6.6")),
+        ("X-Forwarded-Port", Some("6.6.6.6")),
+        ("X_Forwarder", Some("6.6.6.6")),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\n{name}: 6.6.6.6\r\n\r\n");
+        assert_eq!(ask(waypost.address(), request).await.status(), 200);
+        let head = origin.latest().head;
+        assert_eq!(head.one(&name.to_lowercase()), expected, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn forwarded_fields_do_not_come_in_by_the_trailers() {
     let origin = Origin::answering(EMPTY).await;
@@ -278,7 +302,8 @@ async fn rules_change_the_fields_of_requests() {
     let waypost = in_front_of(&origin, rules).await;
     let response = ask(
         waypost.address(),
-        "GET / HTTP/1.1\r\nHost: a.test\r\nX-Set: theirs\r\nX-Add: theirs\r\nX-Gone: x\r\nX-Kept: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a.test\r\nX-Set: theirs\r\nX-Add: theirs\r\nX-Gone: x\r\nX-Kept: x\r\n\
+         X_Set: theirs\r\nx_gone: x\r\nX_Kept: x\r\n\r\n",
     )
     .await;
     assert_eq!(response.status(), 200);
@@ -287,6 +312,9 @@ async fn rules_change_the_fields_of_requests() {
     assert_eq!(head.all("x-add"), ["theirs", "ours"]);
     assert_eq!(head.all("x-gone"), [""; 0]);
     assert_eq!(head.all("x-kept"), ["x"]);
+    assert_eq!(head.all("x_set"), [""; 0]);
+    assert_eq!(head.all("x_gone"), [""; 0]);
+    assert_eq!(head.all("x_kept"), ["x"]);
     assert_eq!(head.all("x-forwarded-for"), [""; 0]);
     assert_eq!(head.all("x-forwarded-proto"), ["https"]);
 }

@@ -128,3 +128,40 @@ fn asked_of(origin: &H2Origin) -> String {
     let uri = &origin.latest().head.uri;
     uri.path_and_query().expect("a path").to_string()
 }
+
+/// An upstream would resolve it with the prefix.
+#[tokio::test]
+async fn no_path_leads_out_of_the_prefix_that_is_put_before_it() {
+    let origin = Origin::named("ok").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("a.test", &origin, "").await;
+    for (settings, path, expected) in [
+        (r#"{"add_prefix": "/t"}"#, "/a/../b", Some("/t/a/../b")),
+        (r#"{"add_prefix": "/t"}"#, "/../other", None),
+        (r#"{"add_prefix": "/t"}"#, "/%2e%2e/other", None),
+        (r#"{"add_prefix": "/t"}"#, "/..%2fother", None),
+        (
+            r#"{"add_prefix": "/t", "normalize_path": "off"}"#,
+            "/../other",
+            None,
+        ),
+        (
+            r#"{"add_prefix": "/t", "normalize_path": "forward"}"#,
+            "/../other",
+            Some("/t/other"),
+        ),
+        ("{}", "/../other", Some("/../other")),
+    ] {
+        waypost.put("a.test", "@settings", settings).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        let response = ask(waypost.address(), request).await;
+        match expected {
+            None => assert_eq!(response.status(), 400, "{path} {settings}"),
+            Some(expected) => {
+                assert_eq!(response.status(), 200, "{path} {settings}");
+                let line = origin.latest().head.line;
+                assert_eq!(line, format!("GET {expected} HTTP/1.1"));
+            }
+        }
+    }
+}

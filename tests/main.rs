@@ -55,6 +55,7 @@ mod http2_front;
 mod http2_upstream;
 mod http2_upstream_faults;
 mod http2_upstream_streams;
+mod http_broken_off;
 mod http_errors;
 mod http_forwarding;
 mod http_framing;

@@ -170,7 +170,7 @@ pub(super) fn explain(request: &Request, table: Option<&Table>, context: &Contex
                     "strip_prefix is set, but {} lacks the prefix as it is written",
                     request.path
                 ),
-                BadPath::Percent => format!("{}: {bad}", request.path),
+                BadPath::Percent | BadPath::Climbs => format!("{}: {bad}", request.path),
             };
             return explanation.answered(Outcome::BadRequest, 400, reason);
         }

@@ -8,6 +8,7 @@ use http::{
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SET_COOKIE, UPGRADE},
     request::Parts,
 };
+use hyper::ext::ReasonPhrase;
 
 use super::{
     Proxy,
@@ -148,6 +149,7 @@ impl Proxy {
                     cut_needs_reset: request.version == Version::HTTP_10
                         && !matches!(head.framing, Framing::Length(_)),
                     client: (*client).clone(),
+                    broken: None,
                 })
             }
         };
@@ -156,6 +158,12 @@ impl Proxy {
         // Never the upstream's own version: hyper would echo a 1.0, and drop lengthless bodies for others.
         *response.version_mut() = Version::HTTP_11;
         *response.headers_mut() = headers;
+        if head.status.canonical_reason().is_none() {
+            // hyper has a word of its own for those that it knows none for, and a phrase may be empty (RFC 9112 section 4).
+            response
+                .extensions_mut()
+                .insert(ReasonPhrase::from_static(b""));
+        }
         Ok(sticking(response, cookie))
     }
 

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{Proxy, outcome, record::RequestRecord};
+use super::{Proxy, client::Protocol, outcome, record::RequestRecord};
 use crate::{
     sweep::Deadline,
     upstream::{
@@ -58,6 +58,8 @@ pub struct UpstreamBody {
     pub cut_needs_reset: bool,
     /// The connection it came over, told of such a cut.
     pub client: Rc<super::client::Client>,
+    /// Why it breaks off, as soon as what came before is with the client.
+    pub broken: Option<ResponseBodyError>,
 }
 
 /// A body being read, in whichever protocol its upstream speaks.
@@ -250,11 +252,14 @@ impl UpstreamBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        if let Some(error) = self.broken {
+            return self.poll_cut(error, cx);
+        }
         if let Some(deadline) = &self.request_deadline
             && deadline.poll(cx).is_ready()
         {
             self.is_out_of_time = true;
-            return Poll::Ready(Some(Err(self.cut(ResponseBodyError::Timeout))));
+            return self.poll_cut(ResponseBodyError::Timeout, cx);
         }
         let frame = match ready!(self.body.poll_frame(cx)) {
             Some(Ok(ResponseFrame::Data(data))) => Some(Ok(Frame::data(data))),
@@ -269,18 +274,35 @@ impl UpstreamBody {
                 }
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Some(Err(error)) => Some(Err(self.cut(error))),
+            Some(Err(error)) => return self.poll_cut(error, cx),
             None => None,
         };
         self.give_back();
         Poll::Ready(frame)
     }
 
-    fn cut(&self, error: ResponseBodyError) -> ResponseBodyError {
+    /// Breaks off. Over HTTP/1.1 what came before is flushed first: hyper drops what it still holds, and a client that
+    /// gets nothing at all takes that for an idle connection's end, and asks again.
+    fn poll_cut(
+        &mut self,
+        error: ResponseBodyError,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let is_new = self.broken.replace(error).is_none();
+        if self.client.protocol() == Protocol::Http1 {
+            if is_new {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !self.client.is_at_message_start() {
+                self.client.wake_when_flushed();
+                return Poll::Pending;
+            }
+        }
         if self.cut_needs_reset {
             self.client.reset_on_close();
         }
-        error
+        Poll::Ready(Some(Err(error)))
     }
 
     /// As soon as the last byte is read the connection can serve the next request.

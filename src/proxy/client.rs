@@ -144,6 +144,7 @@ pub struct Client {
     accepted: Tick,
     asked: Cell<bool>,
     at_message_start: Cell<bool>,
+    wakes_when_flushed: Cell<bool>,
     refused: RefCell<Option<Refused>>,
     draining: Cell<bool>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
@@ -183,6 +184,7 @@ impl Client {
             unread_body: Cell::new(false),
             answered: Cell::new(false),
             at_message_start: Cell::new(true),
+            wakes_when_flushed: Cell::new(false),
             refused: RefCell::new(None),
             draining: Cell::new(false),
             upgraded: RefCell::new(None),
@@ -242,6 +244,11 @@ impl Client {
     /// The worker's coarse clock.
     pub fn now(&self) -> Tick {
         self.sweep.now()
+    }
+
+    /// What is spoken on it.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol.get()
     }
 
     fn enter(&self, phase: Phase) {
@@ -318,6 +325,11 @@ impl Client {
         self.at_message_start.get()
     }
 
+    /// Wakes the connection's task once all that was written is flushed.
+    pub fn wake_when_flushed(&self) {
+        self.wakes_when_flushed.set(true);
+    }
+
     /// Something is being written.
     pub fn writes(&self) {
         self.at_message_start.set(false);
@@ -326,6 +338,11 @@ impl Client {
     /// All that was written is flushed; unless a request runs, what is written next is not ours.
     pub fn flushed(&self) {
         self.at_message_start.set(true);
+        if self.wakes_when_flushed.take()
+            && let Some(waker) = self.waker.borrow_mut().take()
+        {
+            waker.wake();
+        }
         if self.running.get() == 0 {
             self.answered.set(false);
         }

@@ -141,7 +141,12 @@ impl UpstreamHead<'_> {
             "max-forwards" if max_forwards::counts(&self.request.method) => Fate::MaxForwards,
             // Of a handshake of HTTP/1.1 alone, where we are the client.
             "sec-websocket-key" if self.upgrade.is_some_and(Handshake::is_connect) => Fate::Stays,
-            text if self.sender == Sender::Unknown && tells_of_a_client(text) => Fate::Stays,
+            // Who is trusted for what it says may pass on a client's spelling of it, which upstreams may take for the name.
+            text if (self.sender == Sender::Unknown || text.contains('_'))
+                && tells_of_a_client(text) =>
+            {
+                Fate::Stays
+            }
             _ if self.is_of_a_certificate(name) => Fate::Stays,
             _ => Fate::GoesOn,
         }
@@ -320,9 +325,19 @@ fn expects_body(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PUT | Method::PATCH)
 }
 
-/// Whether the rules take this field away or put another in its place.
+/// Whether the rules take this field away or put another in its place. What some upstreams read as its name goes too.
 fn replaces(rules: &HeaderRules, name: &HeaderName) -> bool {
-    rules.remove.contains(name) || rules.set.iter().any(|(set, _)| set == name)
+    if rules.remove.is_empty() && rules.set.is_empty() {
+        return false;
+    }
+    let mut replaced = rules
+        .remove
+        .iter()
+        .chain(rules.set.iter().map(|(set, _)| set));
+    match name.as_str().contains('_') {
+        true => replaced.any(|replaced| is_spelling_of(name, replaced)),
+        false => replaced.any(|replaced| replaced == name),
+    }
 }
 
 /// The fields that `Connection` lines name as hop-by-hop.

@@ -153,6 +153,28 @@ pub fn tidied(raw_path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(path))
 }
 
+/// Whether some upstream may take a raw path for one above its own root: `/a/../..`, but `/..%2f`, `/..\` and `/..;x` too,
+/// which are plain segments to others. Where in doubt it is.
+pub fn climbs_out(raw_path: &str) -> bool {
+    if !raw_path.contains("..") && !raw_path.contains("%2e") && !raw_path.contains("%2E") {
+        return false;
+    }
+    let mut depth = 0_usize;
+    for segment in raw_path.split('/') {
+        let decoded = canonical_segment(segment).replace("%2F", "/");
+        let parts = decoded.split(['/', '\\']);
+        // What servlet containers take for a segment's parameters.
+        let mut parts = parts.map(|part| part.split(';').next().unwrap_or_default());
+        let climbs = parts.clone().filter(|part| *part == "..").count();
+        let Some(left) = depth.checked_sub(climbs) else {
+            return true;
+        };
+        let descends = climbs == 0 && parts.any(|part| !part.is_empty() && part != ".");
+        depth = left + usize::from(descends);
+    }
+    false
+}
+
 fn needs_tidying(path: &[u8]) -> bool {
     let mut previous = 0;
     for &byte in path {

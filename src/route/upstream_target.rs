@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use super::{Route, path::tidied, settings::NormalizePath};
+use super::{
+    Route,
+    path::{climbs_out, tidied},
+    settings::NormalizePath,
+};
 
 /// A path and a query in the pieces they are written in, so that nothing is joined before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,9 @@ pub enum BadPath {
     /// `"normalize_path": "forward"`, of `/%zz`.
     #[error("the path has a % that begins no triple of hex digits, so it cannot be normalised")]
     Percent,
+    /// `add_prefix`, before `/../x`.
+    #[error("the path's \"..\" would lead out of the prefix that is put before it")]
+    Climbs,
 }
 
 impl UpstreamTarget<'_> {
@@ -74,6 +81,10 @@ impl Route {
             }
         };
         let added = &*settings.add_prefix;
+        // An upstream resolves it with the prefix, which then bounds nothing.
+        if !added.is_empty() && climbs_out(&rest) {
+            return Err(BadPath::Climbs);
+        }
         Ok(UpstreamTarget {
             added,
             rest: match (added, &*rest) {
@@ -145,6 +156,12 @@ mod tests {
             ),
             (Forward, true, "/base", "/api", Ok("/base")),
             (Forward, true, "", "/./api", Ok("/")),
+            (LookUp, true, "/base", "/api/x/../y", Ok("/base/x/../y")),
+            (LookUp, true, "/base", "/api/../api/y", Err(BadPath::Climbs)),
+            (LookUp, false, "/base", "/../api", Err(BadPath::Climbs)),
+            (LookUp, false, "", "/../api", Ok("/../api")),
+            (Forward, false, "/base", "/../api", Ok("/base/api")),
+            (Forward, false, "/base", "/..%2fapi", Err(BadPath::Climbs)),
             (Forward, true, "/base", "*", Ok("*")),
         ] {
             let settings = Settings {

@@ -146,3 +146,33 @@ fn bad_prefixes_are_refused_with_what_is_wrong() {
         assert!(error.contains(expected), "{text}: {error}");
     }
 }
+
+#[test]
+fn a_path_that_some_upstream_may_take_for_one_above_its_root_climbs_out() {
+    for (path, expected) in [
+        ("/", false),
+        ("", false),
+        ("/a/..", false),
+        ("/a/../b/..", false),
+        ("/a..b/..c/...", false),
+        ("/a/b/../..", false),
+        ("/;x/a/..", false),
+        ("/..", true),
+        ("/a/../..", true),
+        ("/%2e%2E/a", true),
+        ("/.%2e", true),
+        // Some take two slashes for one, some a slash for any of these.
+        ("/a//../..", true),
+        ("/./..", true),
+        ("/;/..", true),
+        ("/..;/a", true),
+        ("/..%2fa", true),
+        ("/a%2F..%2f..", true),
+        ("/..\\a", true),
+        ("/..%5Ca", true),
+        ("/a\\b/../..", true),
+        ("/a%2Fb/..", false),
+    ] {
+        assert_eq!(climbs_out(path), expected, "{path}");
+    }
+}
