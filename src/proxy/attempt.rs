@@ -305,7 +305,7 @@ impl Journey<'_> {
         let is_continue = head.status == StatusCode::CONTINUE;
         match self.stream {
             Some(stream) if !is_continue || headers::expects_continue(self.request) => {
-                stream.send_interim(head.status, &head.headers);
+                stream.send_interim(self.client, head.status, &head.headers);
             }
             Some(_) => {}
             None if self.request.version == Version::HTTP_11 && !is_continue => self

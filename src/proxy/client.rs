@@ -104,6 +104,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// A request head that has not come in for so long gives way where there is no room.
 const SLOW_HEAD: Duration = Duration::from_secs(1);
 
+/// How many bytes of interim heads wait for a client that does not read them, on each stream of HTTP/2.
+pub const INTERIM_ROOM: usize = 16 * 1024;
+
 /// What would be lost with a connection that may give way; more of it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
@@ -133,6 +136,7 @@ pub struct Client {
     running: Cell<u32>,
     write_blocked_since: Cell<Option<Tick>>,
     turn: Cell<usize>,
+    turns: Cell<u32>,
     moved: Cell<u64>,
     has_stalled: Cell<bool>,
     expired: Cell<Option<Expiry>>,
@@ -175,6 +179,7 @@ impl Client {
             running: Cell::new(0),
             write_blocked_since: Cell::new(None),
             turn: Cell::new(usize::MAX),
+            turns: Cell::new(0),
             moved: Cell::new(0),
             has_stalled: Cell::new(false),
             expired: Cell::new(None),
@@ -447,6 +452,12 @@ impl Client {
     /// So many bytes may be read of it before others have their turn. Without this it is any number.
     pub fn begin_turn(&self, bytes: usize) {
         self.turn.set(bytes);
+        self.turns.set(self.turns.get().wrapping_add(1));
+    }
+
+    /// How many turns it had: with each, what waits for the client is written as far as that takes it.
+    pub fn turns(&self) -> u32 {
+        self.turns.get()
     }
 
     /// So many bytes were read of it.
@@ -484,9 +495,13 @@ impl Client {
         self.reset_on_close.get()
     }
 
-    /// Queues an interim response head. It goes out once all before it is flushed, in front of the final response.
+    /// Queues an interim response head. It goes out once all before it is flushed, in front of the final response. Beyond
+    /// [`INTERIM_ROOM`] it is dropped, as the client does not read them.
     pub fn send_interim(&self, head: &[u8]) {
-        self.interim.borrow_mut().extend_from_slice(head);
+        let mut interim = self.interim.borrow_mut();
+        if interim.is_empty() || interim.len() + head.len() <= INTERIM_ROOM {
+            interim.extend_from_slice(head);
+        }
     }
 
     /// The final response comes next. If the one before it is not flushed yet, nobody can tell where this one will

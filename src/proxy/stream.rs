@@ -11,7 +11,11 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, Response, StatusCode};
 
-use super::{record::RequestRecord, upgrade::Upgraded};
+use super::{
+    client::{Client, INTERIM_ROOM},
+    record::RequestRecord,
+    upgrade::Upgraded,
+};
 
 /// A stream that waits for its response.
 pub struct Stream {
@@ -20,6 +24,10 @@ pub struct Stream {
     incoming: RefCell<Option<RecvStream>>,
     upgraded: RefCell<Option<Box<Upgraded>>>,
     patience: Cell<Option<Duration>>,
+    /// Bytes of interim heads that the client may not have read.
+    interim: Cell<usize>,
+    /// The client's turn in which the latest of them was sent.
+    turn: Cell<u32>,
 }
 
 impl Stream {
@@ -30,6 +38,8 @@ impl Stream {
             incoming: RefCell::new(incoming),
             upgraded: RefCell::default(),
             patience: Cell::default(),
+            interim: Cell::default(),
+            turn: Cell::default(),
         }
     }
 
@@ -48,8 +58,22 @@ impl Stream {
         self.respond.borrow_mut().poll_reset(cx).map(|_| ())
     }
 
-    /// Sends an interim response head at once.
-    pub fn send_interim(&self, status: StatusCode, fields: &HeaderMap) {
+    /// Sends an interim response head at once. Until the client had a turn to read them, those beyond [`INTERIM_ROOM`] are
+    /// dropped: no window bounds them, and `h2` would keep them all.
+    pub fn send_interim(&self, client: &Client, status: StatusCode, fields: &HeaderMap) {
+        let turn = client.turns();
+        if self.turn.replace(turn) != turn && !client.is_write_blocked() {
+            self.interim.set(0);
+        }
+        // As HPACK counts them (RFC 7541 section 4.1).
+        let sizes = fields
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + 32);
+        let (kept, size) = (self.interim.get(), sizes.sum::<usize>());
+        if kept > 0 && kept + size > INTERIM_ROOM {
+            return;
+        }
+        self.interim.set(kept + size);
         let mut response = Response::new(());
         *response.status_mut() = status;
         *response.headers_mut() = fields.clone();
