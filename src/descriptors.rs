@@ -94,6 +94,20 @@ impl Descriptors {
             .max(LEAST_CLIENTS)
     }
 
+    /// Warns if so many clients may be connected, by the limits, that there are not as many descriptors.
+    pub fn look_at(&self, max_connections: usize) {
+        let possible = self.limit.saturating_sub(RESERVED);
+        if max_connections as u64 > possible {
+            warn!(
+                max_connections,
+                limit = self.limit,
+                "--max-connections is more than there are file descriptors, of which each client takes one and its upstream \
+                 another: clients beyond would wait unanswered; set it to half of them or less, or raise the hard limit on \
+                 open files (LimitNOFILE= of systemd, docker run --ulimit nofile=)"
+            );
+        }
+    }
+
     /// Opens what takes a descriptor. If there is none, idle connections make way and it is tried again, with a short
     /// wait for them.
     pub async fn open<T, F>(&self, open: impl Fn() -> F) -> io::Result<T>

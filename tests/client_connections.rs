@@ -1,8 +1,9 @@
 //! How many clients may be connected, who gives way, and what the rest is told.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
-use tokio::net::{TcpSocket, TcpStream};
+use serde_json::json;
+use tokio::net::TcpStream;
 
 use crate::support::{
     gated::{Gated, begin},
@@ -33,13 +34,6 @@ async fn until_open(waypost: &Waypost, count: usize) {
         waypost.metric("waypost_connections", &[]).await as usize == count
     })
     .await;
-}
-
-/// A connection from this address of our own.
-async fn connect_from(from: [u8; 4], to: SocketAddr) -> Wire {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((from, 0).into()).expect("a loopback address");
-    Wire::tcp(socket.connect(to).await.expect("it accepts"))
 }
 
 /// Whether it is turned away without having asked: told so, and closed in order.
@@ -82,6 +76,10 @@ async fn who_comes_when_all_are_at_work_is_turned_away_at_once() {
     assert_eq!(tls.end().await, End::Fin);
     until_open(&waypost, 4).await;
     assert_eq!(waypost.metric("waypost_max_connections", &[]).await, 4.0);
+    let status = waypost.api("/api/status").await;
+    let connections = json!({"open": 4, "max": 4, "accepted": 4});
+    assert_eq!(status["connections"], connections);
+    assert_eq!(status["limit_hits"]["connections"], 21);
 
     gated.let_through(5);
     for client in &mut running {
@@ -219,7 +217,7 @@ async fn one_client_leaves_room_for_others() {
         (3, true),
         (3, true),
     ] {
-        let mut client = connect_from([127, 0, 0, from], address).await;
+        let mut client = Wire::connect_from([127, 0, 0, from], address).await;
         match served {
             true => assert_eq!(client.ask(GET).await.status(), 200, "{from}"),
             false => assert!(is_turned_away(&mut client).await, "{from}"),
@@ -229,7 +227,7 @@ async fn one_client_leaves_room_for_others() {
     assert_eq!(hits(&waypost, "connections_per_client").await, 1);
     drop(held);
     until_open(&waypost, 0).await;
-    let mut client = connect_from([127, 0, 0, 1], address).await;
+    let mut client = Wire::connect_from([127, 0, 0, 1], address).await;
     assert_eq!(client.ask(GET).await.status(), 200);
 }
 
@@ -246,7 +244,7 @@ async fn clients_alone_do_not_take_every_descriptor() {
     let mut attackers = Vec::new();
     for number in 0..300_u16 {
         let from = [127, 0, 0, 1 + (number % 3) as u8];
-        let mut client = connect_from(from, waypost.address()).await;
+        let mut client = Wire::connect_from(from, waypost.address()).await;
         client.send("GET /").await;
         attackers.push(client);
     }
@@ -266,7 +264,7 @@ async fn clients_alone_do_not_take_every_descriptor() {
     // They hold on to their places, but not against who comes and asks.
     for _ in 0..3 {
         eventually("there is room", async || {
-            let mut good = connect_from([127, 0, 0, 4], waypost.address()).await;
+            let mut good = Wire::connect_from([127, 0, 0, 4], waypost.address()).await;
             good.send(GET).await;
             let answer = good.try_response("GET").await;
             answer.is_ok_and(|answer| answer.status() == 200)

@@ -63,6 +63,20 @@ async fn failures(waypost: &Waypost) -> f64 {
 }
 
 #[tokio::test]
+async fn more_connections_than_descriptors_are_warned_of() {
+    let said = "--max-connections is more than there are file descriptors";
+    for (most, is_too_many) in [(5000, true), (4500, false)] {
+        let waypost = Waypost::builder()
+            .open_files(5000, 5000)
+            .flag("--max-connections", most)
+            .start()
+            .await;
+        let count = waypost.log().count(said);
+        assert_eq!(count, usize::from(is_too_many), "{most}");
+    }
+}
+
+#[tokio::test]
 async fn the_limit_is_raised_as_far_as_it_goes() {
     let waypost = limited(200, 900, 1).await;
     let limits = fs::read_to_string(format!("/proc/{}/limits", waypost.id())).unwrap();

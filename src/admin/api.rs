@@ -1,6 +1,7 @@
 //! `/api/*`: JSON with snake_case names; errors are `{"error": "..."}` with a proper status.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -93,6 +94,17 @@ pub(super) struct StatusView {
     members: usize,
     rejected_keys: usize,
     held_deletes: usize,
+    connections: ConnectionsView,
+    /// What clients were refused, or cut off for, since the start, by limit.
+    limit_hits: BTreeMap<&'static str, u64>,
+}
+
+/// Those of clients.
+#[derive(Serialize)]
+struct ConnectionsView {
+    open: i64,
+    max: i64,
+    accepted: u64,
 }
 
 pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> {
@@ -100,6 +112,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> 
     let status = admin.live.status.borrow().clone();
     let registration = admin.live.registration.borrow().clone();
     let counts = admin.live.table.load().counts();
+    let data_plane = &admin.metrics.data_plane;
     Json(StatusView {
         version: env!("CARGO_PKG_VERSION"),
         ready: readiness.is_ready(),
@@ -120,6 +133,12 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> 
         members: counts.members,
         rejected_keys: admin.live.rejected.load().total,
         held_deletes: admin.live.held.load().len(),
+        connections: ConnectionsView {
+            open: data_plane.connections.get(),
+            max: data_plane.max_connections.get(),
+            accepted: data_plane.accepted.get(),
+        },
+        limit_hits: data_plane.limit_hits.counts().collect(),
     })
 }
 

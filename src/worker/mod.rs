@@ -176,6 +176,9 @@ impl DataPlane {
         let own = addresses.iter().copied().chain([config.admin]).collect();
         let trusted = config.trusted_proxies.iter().copied();
         let trusted = Arc::new(trusted.collect::<TrustedProxies>());
+        if let Some(most) = config.limits.connections.process {
+            descriptors.look_at(most);
+        }
         let admission = Admission::new(
             &config.limits.connections,
             descriptors.client_share(),

@@ -83,6 +83,12 @@ impl LimitHits {
         Self(Limit::ALL.map(|limit| hits.with_label_values(&[limit.label()])))
     }
 
+    /// How often each was hit so far, by the name that the metric has.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.0.iter().map(IntCounter::get);
+        Limit::ALL.map(Limit::label).into_iter().zip(counts)
+    }
+
     /// One more.
     pub fn count(&self, limit: Limit) {
         self.0[limit as usize].inc();
