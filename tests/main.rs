@@ -16,6 +16,7 @@ mod client_certificates;
 mod client_connections;
 mod client_limits;
 mod client_resets;
+mod client_slow_foreign;
 mod client_turns;
 mod commands;
 mod convergence;
