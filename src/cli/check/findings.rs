@@ -276,6 +276,7 @@ mod tests {
             ("/hosts/a/b:80.", "rejected"),
             ("/hosts/a/[::1]:80", ""),
             ("/hosts/A/[0::1]:80", r#"{"weight": 9}"#),
+            ("/hosts/a/[0:0::1]:80", r#"{"proxy_protocol": "v1"}"#),
             ("/hosts/A./@settings", "{}"),
         ]);
         let found = lines(Routes::of("/hosts/", &entries).problems());

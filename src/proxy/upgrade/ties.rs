@@ -133,15 +133,21 @@ mod tests {
     use crate::{
         route::testing,
         telemetry::metrics::Metrics,
-        upstream::{Endpoint, Identity, Registry, testing::plain},
+        upstream::{Endpoint, Identity, ProxyProtocol, Registry, testing::plain},
     };
 
-    /// A key, its upstream's port, the name that led there, and whether it is dialled with TLS.
-    type Written = (&'static str, u16, Option<&'static str>, bool);
+    /// A key, its upstream's port, the name that led there, and how it is dialled.
+    type Written = (&'static str, u16, Option<&'static str>, How);
+    /// Whether with TLS, and with which header.
+    type How = (bool, Option<ProxyProtocol>);
 
-    const ONE: Written = ("x/one", 1, None, false);
-    const TWO: Written = ("x/two", 2, None, false);
-    const NAMED: Written = ("x/named", 3, Some("name"), false);
+    const PLAIN: How = (false, None);
+    const TLS: How = (true, None);
+    const HEADER: How = (false, Some(ProxyProtocol::V2));
+
+    const ONE: Written = ("x/one", 1, None, PLAIN);
+    const TWO: Written = ("x/two", 2, None, PLAIN);
+    const NAMED: Written = ("x/named", 3, Some("name"), PLAIN);
 
     /// The upstreams of a process, and tables of them.
     struct Tables(Registry);
@@ -157,13 +163,14 @@ mod tests {
             table
         }
 
-        fn member(&mut self, &(key, port, name, tls): &Written) -> Member {
+        fn member(&mut self, &(key, port, name, (tls, proxy_protocol)): &Written) -> Member {
             let endpoint = Endpoint::Tcp {
                 address: ([127, 0, 0, 1], port).into(),
                 name: name.map(Into::into),
             };
             let identity = Identity {
                 tls: tls.then(Arc::default),
+                proxy_protocol,
                 ..plain(endpoint)
             };
             testing::member(self.0.upstream(&identity), key)
@@ -199,35 +206,42 @@ mod tests {
                 "in another key's name",
                 "x/two",
                 &[ONE, TWO],
-                &[ONE, ("x/z", 2, None, false)],
+                &[ONE, ("x/z", 2, None, PLAIN)],
                 false,
             ),
             (
                 "with TLS",
                 "x/two",
                 &[TWO],
-                &[("x/two", 2, None, true)],
+                &[("x/two", 2, None, TLS)],
+                false,
+            ),
+            (
+                "with a header",
+                "x/two",
+                &[TWO],
+                &[("x/two", 2, None, HEADER)],
                 false,
             ),
             (
                 "a name moved",
                 "x/named",
                 &[NAMED],
-                &[("x/named", 4, Some("name"), false)],
+                &[("x/named", 4, Some("name"), PLAIN)],
                 true,
             ),
             (
                 "a name with TLS",
                 "x/named",
                 &[NAMED],
-                &[("x/named", 4, Some("name"), true)],
+                &[("x/named", 4, Some("name"), TLS)],
                 false,
             ),
             (
                 "a name has several addresses",
                 "x/named",
                 &[NAMED],
-                &[ONE, ("x/named", 4, Some("name"), false), NAMED, TWO],
+                &[ONE, ("x/named", 4, Some("name"), PLAIN), NAMED, TWO],
                 true,
             ),
         ] {
