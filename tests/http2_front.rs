@@ -1,15 +1,20 @@
 //! Streams of an HTTP/2 client in detail: interim responses, how each ends, and how a connection does.
 
-use std::future::poll_fn;
+use std::{
+    collections::BTreeSet,
+    future::poll_fn,
+    time::{Duration, Instant},
+};
 
 use h2::Reason;
 use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::time::sleep;
 
 use crate::support::{
     h2_client::{H2Client, collect},
     h2_origin::{
-        DATA, END_HEADERS, END_STREAM, Exchange, Frames, GOAWAY, H2Origin, HEADERS, PING, SETTINGS,
-        head, request,
+        DATA, END_HEADERS, END_STREAM, Exchange, Frames, GOAWAY, H2Origin, HEADERS, PING,
+        RST_STREAM, SETTINGS, WINDOW_UPDATE, head, request,
     },
     http::Wire,
     origin::Origin,
@@ -166,6 +171,17 @@ async fn each_end_of_a_stream_has_its_code() {
     let (response, _stream) = client.open(lying, false).await;
     let told = collect(response).await.err();
     assert_eq!(told, Some(Some(Reason::PROTOCOL_ERROR)));
+    // Nor is white space around a value a part of it (section 8.2.1).
+    for padded in [" x", "x\t"] {
+        let padded_one = Request::get("http://cut.test/").header("x-padded", padded);
+        let told = client.ask(padded_one.body(()).unwrap()).await.err();
+        assert_eq!(told, Some(Some(Reason::PROTOCOL_ERROR)), "{padded:?}");
+    }
+    let labels = [("reason", "malformed")];
+    let refused = waypost
+        .metric("waypost_unrouted_requests_total", &labels)
+        .await;
+    assert_eq!(refused, 2.0, "`h2` resets the other by itself");
     assert_eq!(early.requests().len(), 1);
 }
 
@@ -398,4 +414,45 @@ async fn a_client_that_never_opens_its_window_is_given_up() {
     assert_eq!(hits, 1.0);
     let answer = client.ask(request("HEAD", "/")).await.unwrap();
     assert_eq!(answer.status(), 200, "the connection lives on");
+}
+
+/// A byte now and then is no reading: the streams that wait behind it would hold their upstreams for ever.
+#[tokio::test]
+async fn a_stream_that_is_read_by_the_byte_keeps_no_other() {
+    const WINDOW_OF_NOTHING: &[u8] = &[0, 4, 0, 0, 0, 0];
+    const CANCEL: &[u8] = &[0, 0, 0, 8];
+    let large = Origin::answering(format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n{}",
+        "x".repeat(200_000)
+    ))
+    .await;
+    let waypost = Waypost::builder()
+        .flag("--body-timeout", "300ms")
+        .start()
+        .await;
+    waypost.put("a.test", &large, "").await;
+    let mut wire = Wire::connect(waypost.address()).await;
+    wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let mut client = Frames(wire);
+    client.send(SETTINGS, 0, 0, WINDOW_OF_NOTHING).await;
+    for stream in (1..40).step_by(2) {
+        let flags = END_STREAM | END_HEADERS;
+        client.send(HEADERS, flags, stream, &get("/")).await;
+    }
+    let begun = Instant::now();
+    let mut ended = BTreeSet::new();
+    while ended.len() < 19 {
+        client.send(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).await;
+        let frame = client.take().await.unwrap();
+        if frame.kind == RST_STREAM {
+            assert_eq!(frame.payload, CANCEL);
+            assert!(frame.stream > 1, "it is read");
+            ended.insert(frame.stream);
+        }
+        // As slow readers do.
+        sleep(Duration::from_millis(2)).await;
+    }
+    // Turn for turn it would take six seconds.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }

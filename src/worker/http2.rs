@@ -23,7 +23,7 @@ use h2::{
     server::{Builder, Connection, Handshake, SendResponse},
 };
 use http::{
-    Method, Request, Response,
+    HeaderValue, Method, Request, Response,
     header::{CONTENT_LENGTH, DATE},
 };
 use http_body::Body;
@@ -186,6 +186,10 @@ async fn serve_stream(
     mut respond: SendResponse<Bytes>,
 ) {
     let (mut parts, received) = request.into_parts();
+    if parts.headers.values().any(is_padded) {
+        proxy.count_unrouted("malformed");
+        return respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
     let (body, socket) = if asks_for_websocket(&parts) {
         // From here on it is what RFC 6455 has, and the extension tells it from that of HTTP/1.1.
         parts.method = Method::GET;
@@ -194,7 +198,10 @@ async fn serve_stream(
         match Incoming::of_stream(received, &parts.headers) {
             Some(body) => (body, None),
             // Malformed (RFC 9113 section 8.1.1).
-            None => return respond.send_reset(Reason::PROTOCOL_ERROR),
+            None => {
+                proxy.count_unrouted("malformed");
+                return respond.send_reset(Reason::PROTOCOL_ERROR);
+            }
         }
     };
     let stream = Stream::new(respond, socket);
@@ -227,6 +234,13 @@ async fn serve_stream(
             Sent::GivenUp => resets.count(),
         },
     }
+}
+
+/// White space around a value makes the message malformed (RFC 9113 section 8.2.1).
+fn is_padded(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let bytes = value.as_bytes();
+    is_space(bytes.first()) || is_space(bytes.last())
 }
 
 /// RFC 8441 section 4.

@@ -30,6 +30,9 @@ pub(super) enum Sent {
     GivenUp,
 }
 
+/// What the siblings of a stream must have taken for it to wait on, in bytes: a frame as large as clients take.
+const A_TURN: u64 = 16 * 1024;
+
 /// Sends all of it, unless the client resets the stream, or takes nothing for longer than `patience`.
 pub(super) async fn send(
     proxy: &Rc<Proxy>,
@@ -128,7 +131,8 @@ impl Sending<'_> {
     }
 
     /// The window is the client's to open, and it has as long as one that does not read from its socket. What the client
-    /// does take may be its siblings' data, though, whose turn it is: then it waits, once for each of them at most.
+    /// does take may be its siblings' data, though, whose turn it is: then it waits, once for each of them at most, and
+    /// only if that is more than a pretence.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Way> {
         let (proxy, client, patience) = (self.proxy, self.client, self.patience);
         let stalled = self.stalled.get_or_insert_with(|| {
@@ -144,7 +148,8 @@ impl Sending<'_> {
             ready!(stalled.deadline.poll(cx));
             // A socket that takes nothing has a limit of its own, which ends the connection.
             if !client.is_write_blocked() {
-                if stalled.turns == 0 || stalled.moved == client.moved() {
+                let moved = client.moved() - stalled.moved;
+                if stalled.turns == 0 || moved < A_TURN {
                     break;
                 }
                 stalled.turns -= 1;
