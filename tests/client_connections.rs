@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::support::{
     gated::{Gated, begin},
+    h2_origin::{END_HEADERS, END_STREAM, HEADERS},
+    h2_raw::{self, ASKING},
     http::{End, Wire, get, timed},
     origin::Origin,
     tls::Authority,
@@ -121,6 +123,40 @@ async fn who_lies_idle_gives_way() {
     assert_eq!(served, 2);
     assert_eq!(hits(&waypost, "connections_gave_way").await, 1);
     assert_eq!(hits(&waypost, "connections").await, 0);
+}
+
+#[tokio::test]
+async fn who_lies_idle_over_http2_gives_way_at_once() {
+    let (waypost, _origin) = serving(
+        Waypost::builder()
+            .flag("--workers", 1)
+            .flag("--max-connections", 3)
+            .flag("--max-connections-per-client", "none"),
+    )
+    .await;
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut frames = h2_raw::connect(waypost.address()).await;
+        let flags = END_HEADERS | END_STREAM;
+        frames.send(HEADERS, flags, 1, ASKING).await;
+        assert_eq!(frames.body(1).await.ok(), Some(2));
+        idle.push(frames);
+    }
+    let mut new = Wire::connect(waypost.address()).await;
+    assert_eq!(new.ask(GET).await.status(), 200);
+    // Nobody waits for the client's word, as when a connection was idle for too long.
+    let ((), time) = timed(until_open(&waypost, 3)).await;
+    assert!(time < Duration::from_millis(1500), "{time:?}");
+    let mut sent_away = 0;
+    for frames in &mut idle {
+        let word = timeout(Duration::from_millis(200), h2_raw::sent_away(frames)).await;
+        if let Ok(code) = word {
+            assert_eq!((code, frames.0.take_rest().await.1), (0, End::Fin));
+            sent_away += 1;
+        }
+    }
+    assert_eq!(sent_away, 1);
+    assert_eq!(hits(&waypost, "connections_gave_way").await, 1);
 }
 
 #[tokio::test]
