@@ -16,28 +16,40 @@ const TEXTS: usize = 20_000;
 const STREAMS: usize = 4000;
 
 #[test]
-fn parsers_keep_their_word_whatever_they_are_given() {
+fn keys_mean_the_same_when_they_are_written_as_shown() {
     holds("keys", invariants::keys, pieces::KEYS, TEXTS);
+}
+
+#[test]
+fn values_that_are_no_objects_mean_the_defaults() {
     holds("values", invariants::values, pieces::VALUES, TEXTS);
+}
+
+#[test]
+fn settings_are_objects() {
     holds("settings", invariants::settings, pieces::SETTINGS, TEXTS);
+}
+
+#[test]
+fn canonical_hosts_are_their_own_canonical_form() {
     holds("hosts", invariants::hosts, pieces::HOSTS, TEXTS);
+}
+
+#[test]
+fn normalised_paths_have_nothing_left_to_normalise() {
     holds("paths", invariants::paths, pieces::PATHS, TEXTS);
-    holds(
-        "proxy_headers",
-        invariants::proxy_headers,
-        pieces::PROXY_HEADERS,
-        TEXTS,
-    );
+}
+
+#[test]
+fn proxy_headers_are_read_the_same_whatever_follows() {
+    let pieces = pieces::PROXY_HEADERS;
+    holds("proxy_headers", invariants::proxy_headers, pieces, TEXTS);
 }
 
 #[test]
 fn requests_are_taken_as_a_strict_reader_takes_them() {
-    holds(
-        "requests",
-        differential::requests,
-        pieces::REQUESTS,
-        STREAMS,
-    );
+    let pieces = pieces::REQUESTS;
+    holds("requests", differential::requests, pieces, STREAMS);
 }
 
 /// Gives it what is kept of this kind, and `count` made-up texts.
