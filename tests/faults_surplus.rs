@@ -71,10 +71,10 @@ async fn what_comes_behind_an_answer_is_nobody_elses() {
 async fn what_comes_before_its_request_makes_no_answer_of_the_real_one() {
     let waypost = Waypost::builder().flag("--workers", 1).start().await;
     for front in [Front::Http10, Front::Http11, Front::H2] {
-        let said = Arc::<Notify>::default();
+        let (goes_on, said) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         let origin = Origin::run({
-            let said = said.clone();
-            move |served| hastily(served, said.clone())
+            let (goes_on, said) = (goes_on.clone(), said.clone());
+            move |served| hastily(served, goes_on.clone(), said.clone())
         })
         .await;
         let host = format!("{front:?}.test").to_lowercase();
@@ -82,6 +82,7 @@ async fn what_comes_before_its_request_makes_no_answer_of_the_real_one() {
         for (path, connections) in [("/first", 1), ("/second", 2), ("/third", 3)] {
             let seen = ask(&waypost, front, "GET", &host, path).await;
             assert_eq!(seen, (Some(200), "hasty".to_owned()), "{front:?} {path}");
+            goes_on.notify_one();
             said.notified().await;
             assert_eq!(origin.connections(), connections, "{front:?} {path}");
         }
@@ -133,12 +134,13 @@ async fn wordily(
     }
 }
 
-/// Answers before it is asked, and then once more.
-async fn hastily(mut served: Served, said: Arc<Notify>) {
+/// Answers before it is asked, and once more when that has arrived.
+async fn hastily(mut served: Served, goes_on: Arc<Notify>, said: Arc<Notify>) {
     served
         .send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhasty")
         .await;
     while let Some(request) = served.request().await {
+        goes_on.notified().await;
         served.send(own_answer(&request)).await;
         said.notify_one();
     }

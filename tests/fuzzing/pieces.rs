@@ -26,6 +26,7 @@ pub const KEYS: &[&str] = &[
 ];
 
 pub const VALUES: &[&str] = &[
+    "{\"weight\": 7}",
     "{",
     "}",
     "\"weight\": ",

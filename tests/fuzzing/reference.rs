@@ -21,14 +21,20 @@ pub enum Ends {
     Elsewhere,
 }
 
+/// What HTTP/2 begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// The rest, and what was read before it.
 type Read<'b, T> = Result<(T, &'b [u8]), Ends>;
 
 /// The requests at the front of `bytes`, and how they end.
 pub fn read(mut bytes: &[u8]) -> (Vec<Request>, Ends) {
     let mut requests = Vec::new();
-    if bytes.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") {
+    if bytes.starts_with(PREFACE) {
         return (requests, Ends::Elsewhere);
+    }
+    if PREFACE.starts_with(bytes) {
+        return (requests, Ends::Early);
     }
     loop {
         match next(bytes, host) {
