@@ -13,6 +13,7 @@ use crate::support::{
     origin::Origin,
     tls::Authority,
     waypost::{Builder, Waypost, eventually},
+    websocket::{Echo, Socket},
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
@@ -265,6 +266,29 @@ async fn one_client_leaves_room_for_others() {
     until_open(&waypost, 0).await;
     let mut client = Wire::connect_from([127, 0, 0, 1], address).await;
     assert_eq!(client.ask(GET).await.status(), 200);
+}
+
+/// They last longer than anything else does.
+#[tokio::test]
+async fn websockets_count_for_as_long_as_they_are_open() {
+    let waypost = Waypost::builder()
+        .flag("--max-connections-per-client", 2)
+        .start()
+        .await;
+    let echo = Echo::start().await;
+    waypost.put("a.test", &echo, "").await;
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        sockets.push(Socket::open(waypost.address(), "a.test").await);
+    }
+    let mut third = Wire::connect(waypost.address()).await;
+    assert!(is_turned_away(&mut third).await);
+    sockets.pop();
+    until_open(&waypost, 1).await;
+    sockets.push(Socket::open(waypost.address(), "a.test").await);
+    for socket in &mut sockets {
+        socket.echo("still here").await;
+    }
 }
 
 #[tokio::test]

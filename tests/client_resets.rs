@@ -3,7 +3,9 @@
 use crate::support::{
     gated::Gated,
     h2_client::{H2Client, collect},
-    h2_origin::{END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, WINDOW_UPDATE, request},
+    h2_origin::{
+        END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, request,
+    },
     h2_raw::{self, ASKING},
     http::get,
     origin::Origin,
@@ -34,6 +36,20 @@ async fn give_up(how: GivenUp, frames: &mut Frames, stream: u32) {
 async fn hits(waypost: &Waypost) -> usize {
     let labels = [("limit", "h2_resets")];
     waypost.metric("waypost_limit_hits_total", &labels).await as usize
+}
+
+/// What the kernel has from who listens on this port, and the other ends have not taken; in bytes.
+fn unacknowledged(port: u16) -> u64 {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+    let local = format!(":{port:04X}");
+    let lines = table.lines().map(|line| line.split_whitespace());
+    lines
+        .filter_map(|mut fields| {
+            let ours = fields.nth(1)?.ends_with(&local);
+            let queues = fields.nth(2)?;
+            ours.then(|| u64::from_str_radix(queues.split(':').next()?, 16).ok())?
+        })
+        .sum()
 }
 
 #[tokio::test]
@@ -149,4 +165,74 @@ async fn streams_that_are_given_up_before_they_are_looked_at_end_no_connection()
     frames.0.send(all).await;
     let answer = frames.take_kind(HEADERS).await.expect("an answer");
     assert_eq!(answer.stream, 201);
+}
+
+/// It hears no GOAWAY, and has no more time than who hears one.
+#[tokio::test]
+async fn who_reads_nothing_and_gives_up_too_much_is_cut() {
+    const WIDE: &[u8] = &[0, 4, 0x7f, 0xff, 0xff, 0xff];
+    let large = Origin::answering(format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 30000000\r\n\r\n{}",
+        "x".repeat(30_000_000)
+    ))
+    .await;
+    let waypost = Waypost::builder()
+        .flag("--h2-max-resets", 20)
+        .flag("--h2-max-streams", 10)
+        .start()
+        .await;
+    waypost.put("a.test", &large, "").await;
+    let mut frames = h2_raw::connect(waypost.address()).await;
+    frames.send(SETTINGS, 0, 0, WIDE).await;
+    let all = 0x7fff_0000_u32.to_be_bytes();
+    frames.send(WINDOW_UPDATE, 0, 0, &all).await;
+    let ends = END_HEADERS | END_STREAM;
+    frames.send(HEADERS, ends, 1, ASKING).await;
+    let (mut before, mut looks) = (0, 0);
+    eventually("the socket is full", async || {
+        let now = unacknowledged(waypost.address().port());
+        looks = if now == before && now > 0 {
+            looks + 1
+        } else {
+            0
+        };
+        before = now;
+        looks == 20
+    })
+    .await;
+    for number in 1..=21 {
+        let stream = 2 * number + 1;
+        frames.send(HEADERS, ends, stream, ASKING).await;
+        frames.send(RST_STREAM, 0, stream, &[0, 0, 0, 8]).await;
+    }
+    eventually("it is cut", async || {
+        waypost.metric("waypost_connections", &[]).await == 0.0
+    })
+    .await;
+    assert_eq!(hits(&waypost).await, 1);
+}
+
+/// Behind it are many clients, of which each may give up what it asked for.
+#[tokio::test]
+async fn a_trusted_proxy_gives_up_as_much_as_its_clients_do() {
+    let waypost = Waypost::builder()
+        .flag("--h2-max-resets", 10)
+        .flag("--h2-max-streams", 10)
+        .flag("--trusted-proxies", "127.0.0.1")
+        .start()
+        .await;
+    let gated = Gated::start().await;
+    let good = Origin::named("ok").await;
+    waypost.put("a.test", &gated.origin, "").await;
+    waypost.put("b.test", &good, "").await;
+    let client = H2Client::connect(waypost.address()).await;
+    for number in 1..=30 {
+        let (response, mut stream) = client.open(request("GET", "/"), true).await;
+        gated.asked(number).await;
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(response);
+    }
+    let asking = http::Request::get("http://b.test/").body(()).unwrap();
+    assert_eq!(client.ask(asking).await.unwrap().text(), "ok");
+    assert_eq!(hits(&waypost).await, 0);
 }

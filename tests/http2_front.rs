@@ -343,7 +343,11 @@ async fn a_client_that_leaves_its_window_shut_holds_up_nobody() {
 async fn a_call_whose_client_reads_slowly_is_not_given_up() {
     const LARGE: usize = 200_000;
     let origin = H2Origin::each(async |mut exchange: Exchange| {
-        let mut sending = exchange.head(200, &[("content-type", "application/grpc")], false);
+        let kind = match exchange.asked.head.uri.path() {
+            "/" => "application/grpc",
+            _ => "video/mp4",
+        };
+        let mut sending = exchange.head(200, &[("content-type", kind)], false);
         sending.send_data(vec![0; LARGE].into(), true).unwrap();
         // As long as anybody may want it.
         let _ = poll_fn(|cx| sending.poll_reset(cx)).await;
@@ -358,20 +362,27 @@ async fn a_call_whose_client_reads_slowly_is_not_given_up() {
     let mut call = request("POST", "/");
     let kind = "application/grpc".parse().unwrap();
     call.headers_mut().insert("content-type", kind);
+    // To say that it is a call does not make one of a download.
+    let mut download = request("POST", "/film");
+    let kind = "application/grpc".parse().unwrap();
+    download.headers_mut().insert("content-type", kind);
     let (called, _stream) = client.open(call, true).await;
-    let (asked, _other) = client.open(request("POST", "/"), true).await;
-    let (mut called, mut asked) = (
-        called.await.unwrap().into_body(),
-        asked.await.unwrap().into_body(),
-    );
-    // Neither's window opens until the one is given up: as long as that takes, the other waits too.
-    let cut = loop {
-        match asked.data().await.expect("no clean end") {
-            Ok(_) => {}
-            Err(error) => break error.reason(),
-        }
-    };
-    assert_eq!(cut, Some(Reason::CANCEL));
+    let mut others = Vec::new();
+    for asking in [request("POST", "/"), download] {
+        let (response, stream) = client.open(asking, true).await;
+        others.push((response.await.unwrap().into_body(), stream));
+    }
+    let mut called = called.await.unwrap().into_body();
+    // No window opens until the others are given up: as long as that takes, the call waits too.
+    for (mut asked, _stream) in others {
+        let cut = loop {
+            match asked.data().await.expect("no clean end") {
+                Ok(_) => {}
+                Err(error) => break error.reason(),
+            }
+        };
+        assert_eq!(cut, Some(Reason::CANCEL));
+    }
     let mut read = 0;
     while let Some(data) = called.data().await {
         let data = data.expect("not given up");

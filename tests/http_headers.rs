@@ -297,13 +297,13 @@ async fn rules_change_the_fields_of_requests() {
     let rules = json!({"request_headers": {
         "set": {"X-Set": "ours", "X-Forwarded-Proto": "https"},
         "add": {"X-Add": "ours"},
-        "remove": ["X-Gone", "X-Forwarded-For"],
+        "remove": ["X-Gone", "X-Forwarded-For", "Y_Gone"],
     }});
     let waypost = in_front_of(&origin, rules).await;
     let response = ask(
         waypost.address(),
         "GET / HTTP/1.1\r\nHost: a.test\r\nX-Set: theirs\r\nX-Add: theirs\r\nX-Gone: x\r\nX-Kept: x\r\n\
-         X_Set: theirs\r\nx_gone: x\r\nX_Kept: x\r\n\r\n",
+         X_Set: theirs\r\nx_gone: x\r\nX_Kept: x\r\nY-Gone: x\r\n\r\n",
     )
     .await;
     assert_eq!(response.status(), 200);
@@ -315,6 +315,7 @@ async fn rules_change_the_fields_of_requests() {
     assert_eq!(head.all("x_set"), [""; 0]);
     assert_eq!(head.all("x_gone"), [""; 0]);
     assert_eq!(head.all("x_kept"), ["x"]);
+    assert_eq!(head.all("y-gone"), [""; 0]);
     assert_eq!(head.all("x-forwarded-for"), [""; 0]);
     assert_eq!(head.all("x-forwarded-proto"), ["https"]);
 }

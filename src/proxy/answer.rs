@@ -136,7 +136,7 @@ impl Proxy {
             }
             Behind::Streaming(body) => {
                 if let Some(stream) = asked.stream {
-                    stream.be_patient(self.patience_with_reader(request, route));
+                    stream.be_patient(self.patience_with_reader(request, &headers, route));
                 }
                 ResponseBody::upstream(UpstreamBody {
                     body,

@@ -68,6 +68,8 @@ pub enum StreamingBody {
     Http1(http1::StreamingBody),
     /// Over a stream of a shared one.
     Http2(http2::StreamingBody),
+    /// It broke off, and its connection is given up.
+    Broken,
 }
 
 impl StreamingBody {
@@ -78,6 +80,7 @@ impl StreamingBody {
         match self {
             Self::Http1(body) => body.poll_frame(cx),
             Self::Http2(body) => body.poll_frame(cx),
+            Self::Broken => Poll::Ready(Some(Err(ResponseBodyError::Truncated))),
         }
     }
 
@@ -85,6 +88,7 @@ impl StreamingBody {
         match self {
             Self::Http1(body) => body.is_done(),
             Self::Http2(body) => body.is_done(),
+            Self::Broken => false,
         }
     }
 
@@ -92,6 +96,7 @@ impl StreamingBody {
         match self {
             Self::Http1(body) => body.remaining(),
             Self::Http2(body) => body.remaining(),
+            Self::Broken => None,
         }
     }
 
@@ -99,7 +104,7 @@ impl StreamingBody {
     fn reclaim(&mut self) -> Option<Connection> {
         match self {
             Self::Http1(body) => body.reclaim(),
-            Self::Http2(_) => None,
+            Self::Http2(_) | Self::Broken => None,
         }
     }
 }
@@ -171,7 +176,15 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Upstream(upstream) => {
-                let frame = ready!(upstream.poll_frame(cx));
+                let was_whole = upstream.broken.is_none();
+                let frame = upstream.poll_frame(cx);
+                if let (true, Some(error), Some(record)) =
+                    (was_whole, upstream.broken, &mut this.record)
+                {
+                    // At once: the client may leave before it has what came before.
+                    upstream.blame(error, record);
+                }
+                let frame = ready!(frame);
                 match &frame {
                     Some(Ok(frame)) => {
                         if let Some(data) = frame.data_ref()
@@ -185,19 +198,7 @@ impl Body for ResponseBody {
                             record.upstream_finished();
                         }
                     }
-                    Some(Err(error)) => {
-                        if let Some(record) = &mut this.record {
-                            if !upstream.is_out_of_time {
-                                record.upstream_failed(outcome::of_body(*error));
-                            }
-                            record.reason = Some(match error {
-                                ResponseBodyError::Truncated => "http_response_incomplete",
-                                ResponseBodyError::Malformed(_) => "http_protocol_error",
-                                ResponseBodyError::Timeout => "connection_read_timeout",
-                            });
-                        }
-                        this.kind = Kind::Empty;
-                    }
+                    Some(Err(_)) => this.kind = Kind::Empty,
                     // Chunks, and a body up to the close, show their end only here.
                     None => {
                         if let Some(record) = &this.record {
@@ -237,6 +238,7 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Kind::Upstream(upstream) = &self.kind
             && !upstream.body.is_done()
+            && upstream.broken.is_none()
             && let Some(record) = &mut self.record
         {
             match upstream.body.remaining() {
@@ -281,6 +283,18 @@ impl UpstreamBody {
         Poll::Ready(frame)
     }
 
+    /// Why it breaks off, for the access log and the upstream's standing.
+    fn blame(&self, error: ResponseBodyError, record: &mut RequestRecord) {
+        if !self.is_out_of_time {
+            record.upstream_failed(outcome::of_body(error));
+        }
+        record.reason = Some(match error {
+            ResponseBodyError::Truncated => "http_response_incomplete",
+            ResponseBodyError::Malformed(_) => "http_protocol_error",
+            ResponseBodyError::Timeout => "connection_read_timeout",
+        });
+    }
+
     /// Breaks off. Over HTTP/1.1 what came before is flushed first: hyper drops what it still holds, and a client that
     /// gets nothing at all takes that for an idle connection's end, and asks again.
     fn poll_cut(
@@ -289,6 +303,8 @@ impl UpstreamBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let is_new = self.broken.replace(error).is_none();
+        // However long the client takes: nothing more comes from there.
+        self.body = StreamingBody::Broken;
         if self.client.protocol() == Protocol::Http1 {
             if is_new {
                 cx.waker().wake_by_ref();

@@ -93,8 +93,9 @@ impl Expiry {
             Self::Drain => 1,
             Self::Removed => 2,
             Self::Leave => 3,
-            Self::Opening | Self::Head | Self::RoomOfHead | Self::Write | Self::Resets => 4,
-            Self::Abort => 5,
+            Self::Resets => 4,
+            Self::Opening | Self::Head | Self::RoomOfHead | Self::Write => 5,
+            Self::Abort => 6,
         }
     }
 }

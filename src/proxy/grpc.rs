@@ -18,16 +18,17 @@ pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Whether a request is a gRPC call: over HTTP/2, of `application/grpc` or `application/grpc+proto` and the like.
 pub fn is_call(request: &Parts) -> bool {
+    request.version == Version::HTTP_2 && is_grpc(&request.headers)
+}
+
+fn is_grpc(fields: &HeaderMap) -> bool {
     const KIND: &[u8] = b"application/grpc";
-    let is_grpc = |kind: &HeaderValue| {
-        let split = kind.as_bytes().split_at_checked(KIND.len());
-        split.is_some_and(|(kind, rest)| {
-            // Media types know no case (RFC 9110 section 8.3.1).
-            kind.eq_ignore_ascii_case(KIND)
-                && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-        })
-    };
-    request.version == Version::HTTP_2 && request.headers.get(CONTENT_TYPE).is_some_and(is_grpc)
+    let kind = fields.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let split = kind.and_then(|kind| kind.split_at_checked(KIND.len()));
+    split.is_some_and(|(kind, rest)| {
+        // Media types know no case (RFC 9110 section 8.3.1).
+        kind.eq_ignore_ascii_case(KIND) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+    })
 }
 
 impl Proxy {
@@ -46,9 +47,15 @@ impl Proxy {
         }
     }
 
-    /// How long a client may leave its window shut that asked for this.
-    pub(super) fn patience_with_reader(&self, request: &Parts, route: &Route) -> Duration {
-        match is_call(request) {
+    /// How long a client may leave its window shut that asked for this, and is answered with these fields.
+    pub(super) fn patience_with_reader(
+        &self,
+        request: &Parts,
+        answer: &HeaderMap,
+        route: &Route,
+    ) -> Duration {
+        // The client's word alone would make a call of any download.
+        match is_call(request) && is_grpc(answer) {
             // It may work on what it has for as long as its upstream may be silent.
             true => self.patience(request, route).max(self.limits.body),
             false => self.limits.body,

@@ -334,10 +334,7 @@ fn replaces(rules: &HeaderRules, name: &HeaderName) -> bool {
         .remove
         .iter()
         .chain(rules.set.iter().map(|(set, _)| set));
-    match name.as_str().contains('_') {
-        true => replaced.any(|replaced| is_spelling_of(name, replaced)),
-        false => replaced.any(|replaced| replaced == name),
-    }
+    replaced.any(|replaced| replaced == name || is_spelling_of(name, replaced))
 }
 
 /// The fields that `Connection` lines name as hop-by-hop.

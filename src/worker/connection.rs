@@ -79,11 +79,11 @@ impl Protocols {
 }
 
 /// A connection just accepted.
-pub struct Arrival {
+pub struct Arrival<'a> {
     pub stream: TcpStream,
     pub opening: Opening,
     /// Its place among all connections.
-    pub admitted: Admitted,
+    pub admitted: &'a Admitted,
 }
 
 /// A connection that HTTP is done with: what it was upgraded to has it now.
@@ -105,7 +105,7 @@ pub async fn serve(
     proxy: &Rc<Proxy>,
     protocols: &Protocols,
     client: &Rc<Client>,
-    arrival: Arrival,
+    arrival: Arrival<'_>,
 ) -> Option<Switched> {
     let Arrival {
         stream,
@@ -117,7 +117,7 @@ pub async fn serve(
     if let Some(destination) = opening.destination(&stream) {
         client.came_to(destination);
     }
-    let opened = until_expired(client, open(proxy, client, stream, opening, &admitted)).await;
+    let opened = until_expired(client, open(proxy, client, stream, opening, admitted)).await;
     let (stream, replay, protocol) = match opened {
         Some(Ok(opened)) => opened,
         Some(Err(Closed::Refused(refusal))) => {

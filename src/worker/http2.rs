@@ -37,6 +37,7 @@ use crate::{
         Proxy,
         body::ResponseBody,
         client::{Client, Expiry},
+        forwarded::Sender,
         stream::Stream,
         upgrade,
     },
@@ -76,6 +77,11 @@ pub(super) fn builder(limits: &ClientLimits) -> Builder {
 
 /// Serves one connection to its end.
 pub(super) async fn serve(proxy: &Rc<Proxy>, builder: &Builder, client: &Rc<Client>, io: ClientIo) {
+    // Behind a load balancer that is trusted are many, who may all give up at once.
+    let most = match client.sender(&proxy.trusted) {
+        Sender::Trusted => u32::MAX,
+        Sender::Unknown => proxy.limits.http2.resets,
+    };
     let mut driver = Driver {
         proxy,
         client,
@@ -83,7 +89,7 @@ pub(super) async fn serve(proxy: &Rc<Proxy>, builder: &Builder, client: &Rc<Clie
         going_away: false,
         gives_way: false,
         closing: None,
-        resets: Resets::new(client.clone(), proxy.limits.http2.resets),
+        resets: Resets::new(client.clone(), most),
     };
     if let Err(error) = poll_fn(|cx| driver.poll(cx)).await {
         debug!(client = %client.address(), %error, "connection ended");
@@ -147,7 +153,8 @@ impl Driver<'_> {
                 closing
             });
             while closing.poll(cx).is_ready() {
-                if client.unfinished() == 0 {
+                // Who gave up too much is owed nothing, and may not even read that.
+                if client.unfinished() == 0 || client.expired() == Some(Expiry::Resets) {
                     return Poll::Ready(Ok(()));
                 }
                 closing.arm(LINGER);
@@ -187,6 +194,7 @@ async fn serve_stream(
 ) {
     let (mut parts, received) = request.into_parts();
     if parts.headers.values().any(is_padded) {
+        debug!(client = %client.address(), "a value begins or ends with white space");
         proxy.count_unrouted("malformed");
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     }

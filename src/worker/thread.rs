@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use super::{
     Accepting, Opening, Stage,
-    admission::{self, Admission, Speaks},
+    admission::{self, Admission, Admitted, Speaks},
     connection::{self, Arrival},
     room::Room,
 };
@@ -336,14 +336,21 @@ impl Local {
             key: self.connections.borrow_mut().insert(client.clone()),
             local: self.clone(),
             client,
-        };
-        let arrival = Arrival {
-            stream,
-            opening: opening.clone(),
             admitted,
         };
+        let opening = opening.clone();
         tokio::task::spawn_local(async move {
-            let OpenConnection { local, client, .. } = &open;
+            let OpenConnection {
+                local,
+                client,
+                admitted,
+                ..
+            } = &open;
+            let arrival = Arrival {
+                stream,
+                opening,
+                admitted,
+            };
             let serving = connection::serve(&local.proxy, &local.protocols, client, arrival);
             let Some(switched) = serving.await else {
                 return;
@@ -361,6 +368,8 @@ impl Local {
 struct OpenConnection {
     local: Rc<Local>,
     client: Rc<Client>,
+    /// Its place among all connections, which is free again with it.
+    admitted: Admitted,
     key: usize,
 }
 
