@@ -7,7 +7,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::support::{
     gated::{Gated, begin},
-    h2_origin::{END_HEADERS, END_STREAM, HEADERS},
+    h2_origin::{END_HEADERS, END_STREAM, Exchange, H2Origin, HEADERS},
     h2_raw::{self, ASKING},
     http::{End, Wire, get, timed},
     origin::Origin,
@@ -345,11 +345,20 @@ async fn the_last_accepts_wait_for_descriptors() {
             .open_files(100, 100),
     )
     .await;
-    let mut attackers = Vec::new();
+    // Over one connection behind, and for good: an idle client, or one that says its request slowly, would give way.
+    let holding = H2Origin::each(async |exchange: Exchange| {
+        let _unanswered = exchange;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let h2 = r#"{"protocol": "h2"}"#;
+    waypost.put("held.test", &holding, h2).await;
+    let mut held = Vec::new();
     while waypost.log().count("out of file descriptors") == 0 {
         let mut client = Wire::connect(waypost.address()).await;
-        client.send("GET /").await;
-        attackers.push(client);
+        let asking = "GET / HTTP/1.1\r\nHost: held.test\r\n\r\n";
+        client.send(asking).await;
+        held.push(client);
         tokio::task::yield_now().await;
     }
     let queued = TcpStream::connect(waypost.address())
@@ -361,7 +370,7 @@ async fn the_last_accepts_wait_for_descriptors() {
     waypost.log().until("no longer accepting").await;
     // Long enough for one more try in vain, which was the last one once.
     assert!(queued.is_silent_for(Duration::from_millis(300)).await);
-    drop(attackers);
+    drop(held);
     let answer = queued.response("GET").await;
     assert_eq!(answer.status(), 200, "{answer:?}");
     assert_eq!(waypost.wait_exit().await, Some(0));
