@@ -220,3 +220,21 @@ async fn a_line_without_cr_is_refused_in_words_wherever_a_buffer_ends() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_preface_of_http2_behind_a_request_is_refused_in_words() {
+    let origin = Origin::named("o").await;
+    let waypost = Waypost::builder().start().await;
+    waypost.put("*", &origin, "").await;
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for behind in ["", "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"] {
+        let mut client = Wire::connect(waypost.address()).await;
+        let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n{preface}{behind}");
+        client.send(request).await;
+        assert_eq!(client.response("GET").await.status(), 200, "{behind:?}");
+        let refused = client.try_response("GET").await;
+        let status = refused.map(|answer| answer.status());
+        assert_eq!(status, Ok(400), "{behind:?}");
+        assert_eq!(client.end().await, End::Fin, "{behind:?}");
+    }
+}

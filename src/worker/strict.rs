@@ -18,6 +18,9 @@ const MAX_DIGITS: u8 = 16;
 /// Longer bodies and chunks than this are an integer overflow to somebody.
 const MAX_LENGTH: u64 = i64::MAX as u64;
 
+/// A request line that hyper would close the connection at without a word, though answers may be on their way: it is
+/// what HTTP/2 begins with (RFC 9113 section 3.4), and here it is too late for that.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// The empty line.
 const END: &[u8] = b"\r\n";
 /// In the place of a line's LF it makes the head, or the trailer section, complete and unacceptable.
@@ -113,7 +116,12 @@ impl StrictFraming {
     pub fn check(&mut self, bytes: &[u8]) -> Verdict {
         let mut at = 0;
         while at < bytes.len() {
-            if matches!(self.place, Place::Start(0) | Place::Fields) && self.line.is_empty() {
+            let is_plain = match self.place {
+                Place::Start(0) => !bytes[at..].starts_with(PREFACE),
+                Place::Fields => true,
+                _ => false,
+            };
+            if is_plain && self.line.is_empty() {
                 let skipped = self.skip_plain_lines(&bytes[at..]);
                 if skipped > 0 {
                     at += skipped;
@@ -235,6 +243,7 @@ impl StrictFraming {
         self.place = match (self.place, line.is_empty()) {
             (Place::Start(MAX_EMPTY_LINES), true) => return Err(Refused),
             (Place::Start(count), true) => Place::Start(count + 1),
+            (Place::Start(_), false) if line == PREFACE => return Err(Refused),
             (Place::Start(_), false) => {
                 self.head = Head::default();
                 let length = line.len().max(std::mem::take(&mut self.request_line));

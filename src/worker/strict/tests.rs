@@ -38,6 +38,7 @@ const STREAMS: &[&str] = &[
     "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n3 ;a=\"b\"\r\n\n\r\n\r\n00;\r\nx: y\r\n\r\nGET / HTTP/1.1\r\n\r\n",
     "GET / HTTP/1.1\r\nUpgrade-Insecure-Requests: 1\r\nReferer: x\r\nTE: x\r\ntraceparent: x\r\n\r\n",
     "GET / HTTP/1.1|\n",
+    "GET / HTTP/1.1\r\n\r\nPRI * HTTP/2.0\r|\n\r\nSM\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a|\n\r\n",
     "GET / HTTP/1.1\r\nHost: a\r\n|\n",
     "GET / HTTP/1.1\r\nHost: a\r\n\r\r|\n",
